@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one child process of the speed benchmark does, the same for every package.
+
+Imports only what both environments have.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import numpy as np
+
+NUM_DRAWS = 10_000
+BATCH_SIZE, NUM_EPOCHS = 128, 20
+DEPTH, WIDTHS, BINS = 6, (128, 128), 16
+NUM_CONDITIONS, DRAWS_EACH, NUM_PAIRS = 100, 1_000, 1_000
+
+
+class Method(Protocol):
+    """A package under test; parameters and data are flat, ``(num, d)`` and ``(num, k)``."""
+
+    def fit(self, theta: np.ndarray, x: np.ndarray) -> dict[str, int]:
+        """Train; ``{"parameters": trained numbers, "steps": optimizer steps}``."""
+
+    def sample(self, num_samples: int, x: np.ndarray) -> np.ndarray:
+        """Draws on the host, shape ``(num, num_samples, d)``."""
+
+    def log_prob(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Log densities on the host, shape ``(num,)``."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """:return: the arguments that the parent gives to every child."""
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--task", required=True)
+    arguments.add_argument("--bank", type=Path, required=True, help="arrays, written by the parent")
+    arguments.add_argument("--draws", type=Path, required=True, help="where the draws go")
+    arguments.add_argument("--start", type=float, required=True, help="time of the start, time()")
+    arguments.add_argument("--seed", type=int, default=0)
+    return arguments
+
+
+def run(method: Method, arguments: argparse.Namespace) -> None:
+    """Train, draw, evaluate and draw again, with one line of JSON after each.
+
+    :param method: the package under test.
+    :param arguments: from :func:`parser`.
+    """
+    with np.load(arguments.bank) as file:
+        bank = dict(file)
+    emit = reporter(arguments.start)
+    emit("fit", lambda: method.fit(bank["theta"], bank["x"]))
+    draws = [
+        emit(f"draws_{i}", lambda x=observation: method.sample(NUM_DRAWS, x[None])[0])
+        for i, observation in enumerate(bank["observations"], start=1)
+    ]
+    for i, part in enumerate(pairs(bank), start=1):
+        emit(f"log_prob_{i}", lambda part=part: method.log_prob(part["theta"], part["x"]))
+    for i, x in enumerate(np.split(bank["conditions"], 2), start=1):
+        emit(f"many_{i}", lambda x=x: method.sample(DRAWS_EACH, x))
+    np.save(arguments.draws, np.stack(draws))
+
+
+def pairs(bank: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """:return: two different sets of 1,000 pairs of parameters and data."""
+    starts = (0, NUM_PAIRS)
+    return [{name: bank[name][i : i + NUM_PAIRS] for name in ("theta", "x")} for i in starts]
+
+
+def reporter(start: float) -> Callable:
+    """Reporter of what a call took.
+
+    :param start: when the process was started, in seconds since the epoch.
+    :return: ``emit(name, call)``, which calls, prints one line of JSON and returns the result. The
+        line has the seconds since the start, those of the call and the programs compiled in it.
+    """
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+
+    def emit(name, call):
+        compiled.clear()
+        begin = time.perf_counter()
+        result = call()
+        seconds = time.perf_counter() - begin
+        line = {"event": name, "since_start": time.time() - start, "seconds": seconds}
+        line["compiled"] = len(compiled)
+        if isinstance(result, dict):
+            line |= result
+        elif not np.isfinite(result).all():
+            raise FloatingPointError(f"{name}: {np.sum(~np.isfinite(result))} values not finite")
+        print(json.dumps(line), flush=True)
+        return result
+
+    return emit

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bijection between the latent sites and one unconstrained, standardized vector."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array, random
+from numpyro.distributions import biject_to
+
+from numpyro_amortized.adapters.base import Bijection, Data
+from numpyro_amortized.adapters.quantiles import from_normal, has_quantiles, to_normal
+from numpyro_amortized.simulators.dependence import Varying, varying_sites
+from numpyro_amortized.simulators.model import ModelSimulator
+
+
+def base_distribution(fn: dist.Distribution) -> dist.Distribution:
+    """Unwrap expanded, masked and independent distributions; their parameters broadcast."""
+    while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
+        fn = fn.base_dist
+    return fn
+
+
+class SiteMap(NamedTuple):
+    """How one latent site becomes real numbers."""
+
+    name: str
+    shape: tuple[int, ...]  # of the unconstrained value
+    by_prior: bool  # by its prior's CDF, else by the bijection of its support
+    support: dist.constraints.Constraint | None  # where the map must not follow the trace
+
+    def forward(self, fn: dist.Distribution, x: Array) -> tuple[Array, Array]:
+        """Unconstrained value and the log-determinant, a scalar."""
+        if self.by_prior:
+            z, log_slope = to_normal(base_distribution(fn), x)
+            return z, jnp.sum(log_slope)
+        transform = self._bijection(fn)
+        z = transform.inv(x)
+        return z, -jnp.sum(transform.log_abs_det_jacobian(z, x))
+
+    def inverse(self, fn: dist.Distribution, z: Array) -> Array:
+        """Constrained value."""
+        if self.by_prior:
+            return from_normal(base_distribution(fn), z)
+        return self._bijection(fn)(z)
+
+    def _bijection(self, fn: dist.Distribution) -> dist.transforms.Transform:
+        return biject_to(fn.support if self.support is None else self.support)
+
+
+class UnconstrainLatents(Bijection):
+    """Latent sites to ``inference_variables``, one standardized vector in trace order.
+
+    Each site goes by the CDF of its own prior, which makes the prior N(0, 1) exactly, or by the
+    bijection of its own support; both are read from a trace of the model at the values of the
+    sites before it, so supports that depend on other sites are right.
+
+    :param simulator: the traced model.
+    :param maps: one for each latent site to infer, in trace order.
+    :param mean: shape ``(size,)``, subtracted from the unconstrained vector.
+    :param scale: shape ``(size,)``, divides it afterwards.
+    """
+
+    def __init__(
+        self, simulator: ModelSimulator, maps: tuple[SiteMap, ...], mean: Array, scale: Array
+    ) -> None:
+        self.simulator = simulator
+        self.maps = maps
+        self.mean = mean
+        self.scale = scale
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The latent sites inferred."""
+        return tuple(site_map.name for site_map in self.maps)
+
+    @property
+    def size(self) -> int:
+        """Length of the unconstrained vector."""
+        return sum(int(np.prod(site_map.shape)) for site_map in self.maps)
+
+    def forward(self, data: Data) -> dict[str, Array]:
+        present = [name for name in self.names if name in data]
+        rest = {name: value for name, value in data.items() if name not in self.names}
+        if not present:
+            return rest
+        if len(present) < len(self.names):
+            missing = [name for name in self.names if name not in data]
+            raise ValueError(
+                f"Adapter: expected all latent sites {list(self.names)}, but {missing} are missing."
+            )
+        vector, _ = self._unconstrain(data)
+        return rest | {"inference_variables": (vector - self.mean) / self.scale}
+
+    def inverse(self, data: Data) -> dict[str, Array]:
+        rest = {name: value for name, value in data.items() if name != "inference_variables"}
+        trace = self._constrain(data["inference_variables"])
+        return rest | {name: trace[name]["value"] for name in self.names}
+
+    def log_det_jac(self, data: Data) -> Array:
+        return self._unconstrain(data)[1] - jnp.sum(jnp.log(self.scale))
+
+    def _constrain(self, vector: Array) -> OrderedDict:
+        """Trace of the model at an inference vector; sites left out are simulated."""
+        pieces = self._split(vector * self.scale + self.mean)
+        maps = {site_map.name: site_map for site_map in self.maps}
+
+        def value_of(site: Mapping) -> Array | None:
+            name = site["name"]
+            if name not in maps:
+                return None
+            return maps[name].inverse(site["fn"], _at_index(pieces[name], site))
+
+        return self.simulator.trace(random.key(0), substitute_fn=value_of)
+
+    def describe(self) -> list[str]:
+        return [
+            f"{site_map.name}: inferred, {_numbers(site_map.shape)} "
+            + ("by the normal quantiles of its prior" if site_map.by_prior else "by its support")
+            for site_map in self.maps
+        ]
+
+    def _unconstrain(self, data: Data) -> tuple[Array, Array]:
+        values = {name: data[name] for name in self.names}
+        trace = self.simulator.trace(random.key(0), values)
+        pairs = [m.forward(trace[m.name]["fn"], trace[m.name]["value"]) for m in self.maps]
+        vector = jnp.concatenate([jnp.ravel(z) for z, _ in pairs])
+        return vector, sum(log_det for _, log_det in pairs)
+
+    def _split(self, vector: Array) -> dict[str, Array]:
+        sizes = [int(np.prod(site_map.shape)) for site_map in self.maps]
+        parts = jnp.split(vector, np.cumsum(sizes)[:-1])
+        return {
+            site_map.name: part.reshape(site_map.shape)
+            for site_map, part in zip(self.maps, parts, strict=True)
+        }
+
+
+def _at_index(value: Array, site: Mapping) -> Array:
+    """The value of the current step where the site stands inside a ``scan``."""
+    index = site["infer"].get("_scan_current_index")
+    return value if index is None else value[index]
+
+
+def _numbers(shape: tuple[int, ...]) -> str:
+    count = int(np.prod(shape))
+    return "1 number" if count == 1 else f"{count} numbers"
+
+
+def unconstrain_latents(
+    simulator: ModelSimulator,
+    names: tuple[str, ...],
+    pilot: Data,
+    *,
+    prior_to_normal: bool = True,
+) -> UnconstrainLatents:
+    """Choose the map of each site and standardize by pilot draws.
+
+    :param simulator: the traced model.
+    :param names: the latent sites to infer, in trace order.
+    :param pilot: draws of all sites, a leading axis of simulations.
+    :param prior_to_normal: whether to map by the prior's CDF where that can be done.
+    :raises ValueError: where a site's support has no bijection, or depends on sites left out.
+    """
+    values = {name: pilot[name][0] for name in names}
+    varying = varying_sites(simulator, values)
+    trace = simulator.trace(random.key(0), values)
+    maps = tuple(
+        _choose_map(name, trace[name]["fn"], varying[name], prior_to_normal) for name in names
+    )
+    size = sum(int(np.prod(site_map.shape)) for site_map in maps)
+    raw = UnconstrainLatents(simulator, maps, jnp.zeros(size), jnp.ones(size))
+    draws = jax.jit(jax.vmap(raw.forward))({name: pilot[name] for name in names})
+    exact = np.concatenate([np.full(int(np.prod(m.shape)), m.by_prior) for m in maps])
+    mean, scale = _moments(np.asarray(draws["inference_variables"]), exact)
+    return UnconstrainLatents(simulator, maps, mean, scale)
+
+
+def _choose_map(
+    name: str, fn: dist.Distribution, varying: Varying, prior_to_normal: bool
+) -> SiteMap:
+    if varying.support:
+        raise ValueError(
+            f"Site '{name}' is to be inferred, but its support depends on sites that are not. "
+            "Infer those too: add them to `sites`."
+        )
+    if fn.support.is_discrete:
+        raise ValueError(
+            f"Site '{name}' is discrete and cannot be inferred as a density. Leave it out of "
+            "`sites`: it is then marginalized by simulation."
+        )
+    try:
+        shape = biject_to(fn.support).inverse_shape(fn.batch_shape + fn.event_shape)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"Site '{name}' has support {fn.support}, which has no bijection to real numbers. "
+            "Leave it out of `sites`, or write the model with an unconstrained parametrization "
+            "of it, for example through `numpyro.handlers.reparam`."
+        ) from error
+    by_prior = prior_to_normal and not varying.distribution and has_quantiles(base_distribution(fn))
+    fixed = varying.distribution and not by_prior
+    return SiteMap(name, tuple(shape), by_prior, fn.support if fixed else None)
+
+
+def _moments(draws: np.ndarray, exact: np.ndarray) -> tuple[Array, Array]:
+    """Robust moments of the vector; those mapped by their prior are standard already."""
+    draws = draws[np.isfinite(draws).all(-1)]
+    low, middle, high = np.quantile(draws, [0.1587, 0.5, 0.8413], axis=0)
+    scale = np.where(high > low, (high - low) / 2, 1.0)
+    mean, scale = np.where(exact, 0.0, middle), np.where(exact, 1.0, scale)
+    return jnp.asarray(mean, draws.dtype), jnp.asarray(scale, draws.dtype)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Derive the adapter for a posterior from a traced model."""
+
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+
+from numpyro_amortized.adapters.adapter import Adapter
+from numpyro_amortized.adapters.base import Data
+from numpyro_amortized.adapters.exchangeability import ObservedSet, find_sets
+from numpyro_amortized.adapters.latents import unconstrain_latents
+from numpyro_amortized.adapters.observations import (
+    CollectConditions,
+    CollectSet,
+    DropSites,
+    StandardizeObserved,
+    fit_standardization,
+)
+from numpyro_amortized.simulators.model import ModelSimulator
+from numpyro_amortized.simulators.tracing import Site
+
+_NUM_PILOTS = 2000
+
+
+def posterior_adapter(
+    simulator: ModelSimulator,
+    *,
+    sites: Sequence[str] | None,
+    sets: Mapping[str, int | None] | None,
+    prior_to_normal: bool,
+    pilot: Data | None,
+) -> Adapter:
+    """See :meth:`Adapter.for_posterior`."""
+    names = _inferred(simulator, sites)
+    pilot = pilot_draws(simulator, pilot)
+    latents = unconstrain_latents(simulator, names, pilot, prior_to_normal=prior_to_normal)
+    found, reasons = _sets(simulator, names, pilot, sets)
+    observed = [site for site in simulator.sites.values() if site.role == "observed"]
+    transforms = [
+        DropSites(_left_out(simulator, names)),
+        latents,
+        _standardize(observed, found, pilot),
+        *(CollectSet(group.axes, group.reason) for group in found[:1]),
+        CollectConditions(reasons),
+    ]
+    ranks = {site.name: len(site.shape) for site in simulator.sites.values()}
+    ranks |= {"inference_variables": 1, "inference_conditions": 1, "summary_variables": 2}
+    return Adapter(transforms, ranks=ranks)
+
+
+def pilot_draws(simulator: ModelSimulator, pilot: Data | None) -> dict[str, np.ndarray]:
+    """Finite draws from the simulator, as host arrays.
+
+    :raises ValueError: where most draws are not finite, naming the sites.
+    """
+    if pilot is None:
+        pilot = simulator.sample(random.key(20), _NUM_PILOTS)
+    draws = {name: np.asarray(value) for name, value in pilot.items()}
+    finite = {
+        name: np.isfinite(value.astype(np.float64)).reshape(len(value), -1).all(-1)
+        for name, value in draws.items()
+        if name in simulator.sites and simulator.sites[name].role != "deterministic"
+    }
+    usable = np.logical_and.reduce(list(finite.values()))
+    if usable.mean() <= 0.5:
+        shares = {name: f"{1 - ok.mean():.0%}" for name, ok in finite.items() if not ok.all()}
+        raise ValueError(
+            f"Simulations are not finite in {1 - usable.mean():.0%} of {len(usable)} pilot draws; "
+            f"sites and their shares: {shares}. Restrict the priors to values at which the model "
+            "can be simulated."
+        )
+    return {name: value[usable] for name, value in draws.items()}
+
+
+def _inferred(simulator: ModelSimulator, sites: Sequence[str] | None) -> tuple[str, ...]:
+    latents = [site for site in simulator.sites.values() if site.role == "latent"]
+    if sites is None:
+        names = tuple(s.name for s in latents if not _is_discrete(s))
+        if not names:
+            raise ValueError(
+                "The model has no continuous latent site, so there is no density to infer; its "
+                f"latent sites are {[s.name for s in latents]}."
+            )
+        return names
+    sites = (sites,) if isinstance(sites, str) else tuple(sites)
+    known = [site.name for site in latents]
+    unknown = [name for name in sites if name not in known]
+    if unknown or not sites:
+        raise ValueError(
+            f"`sites`: expected names of latent sites, from {known}, got {unknown or list(sites)}."
+        )
+    return tuple(name for name in known if name in sites)
+
+
+def _is_discrete(site: Site) -> bool:
+    return not jnp.issubdtype(site.dtype, jnp.floating)
+
+
+def _left_out(simulator: ModelSimulator, names: Sequence[str]) -> dict[str, str]:
+    reasons = {}
+    for site in simulator.sites.values():
+        if site.role == "deterministic":
+            reasons[site.name] = "deterministic, computed from the latents"
+        elif site.role == "latent" and site.name not in names:
+            kind = "discrete, " if _is_discrete(site) else ""
+            reasons[site.name] = f"{kind}not inferred: marginalized by simulation"
+    return reasons
+
+
+def _sets(
+    simulator: ModelSimulator,
+    names: Sequence[str],
+    pilot: Data,
+    override: Mapping[str, int | None] | None,
+) -> tuple[list[ObservedSet], dict[str, str]]:
+    """The first set is summarized; what is in no set is conditioned on as numbers."""
+    found, reasons = find_sets(simulator, names, pilot)
+    for name, axis in (override or {}).items():
+        site = simulator.sites.get(name)
+        if site is None or site.role != "observed":
+            raise ValueError(f"`sets`: '{name}' is not an observed site of the model.")
+        if axis is not None and not -len(site.shape) <= axis < len(site.shape):
+            raise ValueError(f"`sets`: site '{name}' of shape {site.shape} has no axis {axis}.")
+        found = [group for group in found if name not in group.axes]
+        reasons.pop(name, None)
+        if axis is None:
+            reasons[name] = "as you said"
+        else:
+            axis %= len(site.shape)
+            found.insert(0, ObservedSet({name: axis}, site.shape[axis], "as you said"))
+    for group in found[1:]:
+        reasons |= dict.fromkeys(group.axes, "a second set; one is summarized")
+    return found, reasons
+
+
+def _standardize(
+    observed: Sequence[Site], found: Sequence[ObservedSet], pilot: Data
+) -> StandardizeObserved:
+    pooled = {name: (axis,) for group in found for name, axis in group.axes.items()}
+    dtype = jnp.zeros(()).dtype
+    standardizations = {
+        site.name: fit_standardization(
+            np.asarray(pilot[site.name], dtype), pooled.get(site.name, ())
+        )
+        for site in observed
+    }
+    masks = {
+        site.name: _event_mask(site)
+        for site in observed
+        if site.mask is not None and not site.mask.all()
+    }
+    return StandardizeObserved(standardizations, masks)
+
+
+def _event_mask(site: Site) -> np.ndarray:
+    return np.reshape(site.mask, np.shape(site.mask) + (1,) * site.event_dim)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What approximators have in common: a source of simulations, an adapter, networks, training."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array, random
+
+from numpyro_amortized.adapters.adapter import Adapter
+from numpyro_amortized.datasets import Batch, Dataset, OfflineDataset, OnlineDataset
+from numpyro_amortized.simulators.base import Simulator, typed_key
+from numpyro_amortized.simulators.model import ModelSimulator
+from numpyro_amortized.training import History, default_optimizer, train
+
+_VALIDATION_SHARE, _MAX_VALIDATION = 0.1, 2000
+NetworkSpec = nnx.Module | Callable[..., nnx.Module]
+
+
+class Approximator(ABC):
+    """A trainable approximation of a distribution that a simulator defines.
+
+    :param source: a :class:`Simulator`, or a NumPyro model without arguments.
+    :param adapter: sites to network inputs.
+    """
+
+    def __init__(self, source: Simulator | Callable[[], object], *, adapter: Adapter | None) -> None:
+        self.source = source if isinstance(source, Simulator) else _model_simulator(source)
+        self.adapter = Adapter.for_posterior(self.source) if adapter is None else adapter
+        self._modules: nnx.Dict | None = None
+
+    @abstractmethod
+    def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        """The networks."""
+
+    @abstractmethod
+    def _loss(self, modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
+        """Losses, shape ``(batch_size,)``."""
+
+    def fit(
+        self,
+        rng_key: Array,
+        *,
+        epochs: int | None = None,
+        num_batches: int | None = None,
+        batch_size: int = 128,
+        dataset: Mapping[str, Array] | Dataset | None = None,
+        validation: Mapping[str, Array] | int | None = None,
+        optimizer: optax.GradientTransformation | None = None,
+        progress_bar: bool = True,
+    ) -> History:
+        """Train the networks; called again, training goes on from there.
+
+        Without a data set, every batch is simulated anew inside the compiled loop. With one, it is
+        shuffled on the device in every epoch, and a tenth of it is held out for validation. The
+        parameters of the epoch with the least validation loss are kept. Simulations and steps
+        that are not finite are skipped and counted.
+
+        :param rng_key: a key; the networks are initialised from it at the first call.
+        :param epochs: number of epochs.
+        :param num_batches: steps of an epoch, by default 100 online, or one pass over the data set.
+        :param batch_size: simulations of a step.
+        :param dataset: a bank of simulations, site values with a leading axis; or a data set.
+        :param validation: a bank for validation, or its size; by default a tenth of the data set,
+            or 1,000 further simulations.
+        :param optimizer: an Optax optimizer, by default AdamW with warm-up and cosine decay.
+        :param progress_bar: whether to show one.
+        :return: losses, counts and durations.
+        :raises ValueError: where an argument does not fit, or most simulations are not finite.
+        :raises FloatingPointError: where most gradients are not finite.
+        """
+        init_key, split_key, validation_key, train_key = random.split(typed_key(rng_key), 4)
+        _check_positive(epochs=epochs, num_batches=num_batches, batch_size=batch_size)
+        inputs, held_out = self._inputs(split_key, validation_key, dataset, validation)
+        self._initialize(init_key)
+        num_batches = num_batches or _default_num_batches(inputs, batch_size)
+        batch_size, num_batches = _fit_to_bank(inputs, batch_size, num_batches)
+        epochs = epochs or _DEFAULT_EPOCHS
+        graphdef, params, rest = nnx.split(self._modules, nnx.Param, ...)
+
+        def loss_fn(params: nnx.State, rng_key: Array, batch: Batch) -> Array:
+            return self._loss(nnx.merge(graphdef, params, rest), rng_key, batch)
+
+        params, history = train(
+            train_key,
+            loss_fn,
+            params,
+            inputs,
+            optimizer=optimizer or default_optimizer(epochs * num_batches),
+            epochs=epochs,
+            num_batches=num_batches,
+            batch_size=batch_size,
+            validation=held_out,
+            progress_bar=progress_bar,
+        )
+        nnx.update(self._modules, params)
+        return history
+
+    def _inputs(
+        self, split_key: Array, validation_key: Array, dataset, validation
+    ) -> tuple[Dataset, Batch]:
+        """Network inputs for training and for validation."""
+        if dataset is None:
+            dataset = OnlineDataset(self.source)
+        if isinstance(dataset, Mapping):
+            dataset = OfflineDataset(self._check_bank(dataset))
+        inputs = dataset.map(self._adapt)
+        if isinstance(validation, Mapping):
+            bank = OfflineDataset(self._check_bank(validation))
+            return inputs, bank.map(self._adapt).finite().arrays
+        if isinstance(inputs, OfflineDataset):
+            inputs = inputs.finite()
+            if len(inputs) < 2:
+                raise ValueError(f"dataset: expected at least two simulations, got {len(inputs)}.")
+            size = int(np.ceil(min(_VALIDATION_SHARE * len(inputs), _MAX_VALIDATION)))
+            return inputs.split(split_key, validation or size)
+        draws = self.source.sample(validation_key, validation or 1000)
+        return inputs, OfflineDataset(draws).map(self._adapt).finite().arrays
+
+    def _adapt(self, values: Batch) -> Batch:
+        return self.adapter.forward(values)
+
+    def _check_bank(self, bank: Mapping[str, Array]) -> dict[str, Array]:
+        """The sites that the networks see, with shapes checked."""
+        needed = [s for s in self.source.sites.values() if s.role != "deterministic"]
+        missing = [s.name for s in needed if s.name not in bank]
+        if missing:
+            raise ValueError(
+                f"dataset: expected values of the sites {[s.name for s in needed]}, missing: "
+                f"{missing}."
+            )
+        for site in needed:
+            if np.shape(bank[site.name])[1:] != site.shape:
+                raise ValueError(
+                    f"dataset: site '{site.name}': expected shape (num_simulations, "
+                    f"{', '.join(map(str, site.shape))}), got {np.shape(bank[site.name])}."
+                )
+        return {site.name: jnp.asarray(bank[site.name], site.dtype) for site in needed}
+
+    def _initialize(self, rng_key: Array) -> None:
+        if self._modules is None:
+            self._modules = nnx.Dict(self._build(nnx.Rngs(rng_key)))
+
+    def _trained(self) -> nnx.Dict:
+        if self._modules is None:
+            raise RuntimeError(
+                f"{type(self).__name__}: the networks are not trained yet; call "
+                "`fit(rng_key)` first."
+            )
+        return self._modules
+
+
+_DEFAULT_EPOCHS = 30
+
+
+def _model_simulator(source: Callable[[], object]) -> ModelSimulator:
+    if not callable(source):
+        raise TypeError(
+            "source: expected a Simulator or a NumPyro model without arguments, got "
+            f"{type(source).__name__}."
+        )
+    return ModelSimulator(source)
+
+
+def make_network(network: NetworkSpec, rngs: nnx.Rngs, **sizes: int) -> nnx.Module:
+    """A ready module as it is; a class or a partial of one with its sizes."""
+    return network if isinstance(network, nnx.Module) else network(**sizes, rngs=rngs)
+
+
+def _check_positive(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+            raise ValueError(f"{name}: expected a positive integer, got {value!r}.")
+
+
+def _default_num_batches(inputs: Dataset, batch_size: int) -> int:
+    return max(1, len(inputs) // batch_size) if isinstance(inputs, OfflineDataset) else 100
+
+
+def _fit_to_bank(inputs: Dataset, batch_size: int, num_batches: int) -> tuple[int, int]:
+    """A bank smaller than a batch makes one batch; an epoch is at most one pass."""
+    if not isinstance(inputs, OfflineDataset):
+        return batch_size, num_batches
+    batch_size = min(batch_size, len(inputs))
+    return batch_size, min(num_batches, len(inputs) // batch_size)

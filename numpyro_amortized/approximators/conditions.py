@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checking what the user passes as data."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from numpyro_amortized.simulators.tracing import Site
+
+
+class Conditions(NamedTuple):
+    """Observed values with a leading axis of data sets."""
+
+    values: dict[str, Array]
+    is_batch: bool  # whether that axis was the user's own
+
+    @property
+    def num_datasets(self) -> int:
+        """Length of the leading axis."""
+        return len(next(iter(self.values.values())))
+
+    def unbatch(self, result):
+        """Take the leading axis away again where the user gave one data set."""
+        return result if self.is_batch else jax.tree.map(lambda array: array[0], result)
+
+
+def check_conditions(
+    sites: Mapping[str, Site], conditions: Mapping[str, ArrayLike]
+) -> Conditions:
+    """Validate the values of the observed sites.
+
+    :param sites: the sites of the simulator.
+    :param conditions: a value of each observed site; with one more leading axis, a batch.
+    :raises TypeError: where it is no mapping of names to numbers.
+    :raises ValueError: where names, shapes, types or values do not fit.
+    """
+    names = [site.name for site in sites.values() if site.role == "observed"]
+    _check_names(conditions, names, "conditions", sites)
+    arrays = {name: _as_array(sites[name], conditions[name]) for name in names}
+    extra = {name: _leading(sites[name], arrays[name], (0, 1))[0] for name in names}
+    if len(set(extra.values())) > 1 or len({_lengths(arrays[n]) for n in names if extra[n]}) > 1:
+        shapes = {name: arrays[name].shape for name in names}
+        raise ValueError(
+            "conditions: expected all sites for one data set, or all with one more leading axis of "
+            f"the same length, got shapes {shapes}."
+        )
+    is_batch = any(extra.values())
+    values = arrays if is_batch else {name: array[None] for name, array in arrays.items()}
+    if is_batch and not len(next(iter(values.values()))):
+        raise ValueError("conditions: expected at least one data set, got an axis of length 0.")
+    return Conditions(values, is_batch)
+
+
+def check_latents(
+    sites: Mapping[str, Site],
+    names: Sequence[str],
+    latents: Mapping[str, ArrayLike],
+    conditions: Conditions,
+) -> tuple[dict[str, Array], bool]:
+    """Validate latent values at which a density is asked for.
+
+    :param names: the inferred sites.
+    :param latents: values ``(num_conditions, [num_samples,] *shape)``, without the first axis
+        where the conditions are one data set.
+    :param conditions: the observed values.
+    :return: values ``(num_conditions, num_samples, *shape)``, and whether the user gave the
+        ``num_samples`` axis.
+    """
+    batch = int(conditions.is_batch)
+    arrays = {name: _as_array(sites[name], latents[name]) for name in names}
+    extra = {n: _leading(sites[n], arrays[n], (batch, batch + 1))[0] for n in names}
+    lead = {array.shape[: extra[name]] for name, array in arrays.items()}
+    if len(lead) > 1 or (batch and next(iter(lead))[0] != conditions.num_datasets):
+        shapes = {name: array.shape for name, array in arrays.items()}
+        raise ValueError(
+            f"data: expected latents with the leading axes of the conditions "
+            f"({conditions.num_datasets if batch else 'one data set, no axis'}), and at most one further "
+            f"axis of samples, got shapes {shapes}."
+        )
+    has_samples = next(iter(extra.values())) > batch
+    values = arrays if batch else {name: array[None] for name, array in arrays.items()}
+    if not has_samples:
+        values = {name: array[:, None] for name, array in values.items()}
+    return values, has_samples
+
+
+def check_num_samples(num_samples: int) -> int:
+    """A positive integer.
+
+    :raises TypeError: where it is no integer.
+    :raises ValueError: where it is not positive.
+    """
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int | np.integer):
+        raise TypeError(f"num_samples: expected a positive integer, got {num_samples!r}.")
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected a positive integer, got {num_samples}.")
+    return int(num_samples)
+
+
+def in_batches(function: Callable, arguments: tuple, batch_size: int | None):
+    """Call a function on slices of the leading axis, all of the same length, and join the results.
+
+    :param function: maps arrays with a leading axis to arrays with the same one.
+    :param arguments: its arguments, pytrees of arrays with the same leading axis.
+    :param batch_size: length of a slice, by default all at once.
+    """
+    length = len(jax.tree.leaves(arguments)[0])
+    if batch_size is None or batch_size >= length:
+        return function(*arguments)
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected a positive integer, got {batch_size}.")
+    results = []
+    for start in range(0, length, batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), length - 1)
+        results.append(function(*jax.tree.map(lambda array: array[rows], arguments)))  # noqa: B023
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:length], *results)
+
+
+def _check_names(
+    data: Mapping[str, ArrayLike], names: Sequence[str], what: str, sites: Mapping[str, Site]
+) -> None:
+    if not isinstance(data, Mapping):
+        raise TypeError(
+            f"{what}: expected a mapping of site names to arrays, such as "
+            f"{{'{names[0]}': ...}}, got {type(data).__name__}."
+        )
+    missing = [name for name in names if name not in data]
+    unknown = [name for name in data if name not in names]
+    if missing or unknown:
+        roles = {name: sites[name].role for name in unknown if name in sites}
+        raise ValueError(
+            f"{what}: expected the sites {list(names)}, got {list(data)}"
+            + (f"; missing: {missing}" if missing else "")
+            + (f"; unexpected: {unknown}" if unknown else "")
+            + (f" ({roles})" if roles else "")
+            + "."
+        )
+
+
+def check_data_names(
+    sites: Mapping[str, Site], inferred: Sequence[str], data: Mapping[str, ArrayLike]
+) -> None:
+    """Names of latents and observed sites together; deterministic sites are let pass."""
+    observed = [site.name for site in sites.values() if site.role == "observed"]
+    if isinstance(data, Mapping):
+        data = {
+            name: value
+            for name, value in data.items()
+            if name not in sites or name in inferred or sites[name].role == "observed"
+        }
+    _check_names(data, [*inferred, *observed], "data", sites)
+
+
+def _as_array(site: Site, value: ArrayLike) -> Array:
+    if isinstance(value, jax.core.Tracer):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"Site '{site.name}': expected numbers of type {np.dtype(site.dtype).name}, got values "
+            f"of type {array.dtype}."
+        )
+    visible = _visible(site, array)
+    if not np.isfinite(visible).all():
+        count = int((~np.isfinite(visible)).sum())
+        raise ValueError(
+            f"Site '{site.name}': expected finite values, got {count} that are NaN or infinite. "
+            "Where observations are missing, pass `obs_mask` in the model, so that training sees "
+            "what is missing."
+        )
+    integral = np.issubdtype(site.dtype, np.integer) or site.dtype == np.bool_
+    if integral and array.dtype.kind == "f" and (visible != np.round(visible)).any():
+        raise ValueError(
+            f"Site '{site.name}': expected whole numbers of type {np.dtype(site.dtype).name}, got "
+            f"values such as {visible[visible != np.round(visible)].flat[0]}."
+        )
+    if _is_masked(site):
+        array = np.where(_mask(site), array, 0)
+    return jnp.asarray(array, site.dtype)
+
+
+def _is_masked(site: Site) -> bool:
+    return site.mask is not None and not site.mask.all()
+
+
+def _mask(site: Site) -> np.ndarray:
+    return np.reshape(site.mask, np.shape(site.mask) + (1,) * site.event_dim)
+
+
+def _visible(site: Site, array: np.ndarray) -> np.ndarray:
+    """What the likelihood sees: masked entries may be anything."""
+    if not _is_masked(site) or array.ndim < len(site.shape):
+        return array
+    return np.where(_mask(site), array, 0)
+
+
+def _leading(site: Site, array: Array, allowed: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """Number of leading axes before the site's own shape."""
+    extra = array.ndim - len(site.shape)
+    own = array.shape[extra:] if extra >= 0 else array.shape
+    if extra in allowed and own == site.shape:
+        return extra, array.shape[:extra]
+    sized = [
+        axis
+        for axis in site.data_sized
+        if extra in allowed and own[axis] != site.shape[axis]
+    ]
+    axes = ", ".join(["batch", "samples"][: max(allowed)])
+    hint = (
+        f" Axis {sized[0]} follows the size of the data, but training saw only the length "
+        f"{site.shape[sized[0]]}: trace the model with data of the length that you have."
+        if sized
+        else ""
+    )
+    raise ValueError(
+        f"Site '{site.name}': expected shape {site.shape}, with at most "
+        f"{max(allowed)} leading axes ({axes or 'none'}), got {array.shape}.{hint}"
+    )
+
+
+def _lengths(array: Array) -> int:
+    return array.shape[0]

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Approximators of densities of continuous variables."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, final
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, random
+from jax.typing import ArrayLike
+
+from numpyro_amortized.adapters.adapter import Adapter
+from numpyro_amortized.approximators.base import Approximator, NetworkSpec, make_network
+from numpyro_amortized.approximators.conditions import (
+    check_conditions,
+    check_data_names,
+    check_latents,
+    check_num_samples,
+    in_batches,
+)
+from numpyro_amortized.approximators.predictive import ModelPredictive
+from numpyro_amortized.datasets import Batch
+from numpyro_amortized.networks.coupling_flow import CouplingFlow
+from numpyro_amortized.networks.deep_set import DeepSet
+from numpyro_amortized.simulators.base import Simulator, typed_key
+
+if TYPE_CHECKING:
+    import xarray
+
+    from numpyro_amortized.distributions import AmortizedPosterior
+
+
+@final
+class ContinuousApproximator(Approximator):
+    """Amortized posterior of the continuous latent sites of a model.
+
+    :param source: a :class:`Simulator`, or a NumPyro model without arguments.
+    :param adapter: sites to network inputs, by default :meth:`Adapter.for_posterior`.
+    :param inference_network: a class, a :func:`functools.partial` of one (``size``,
+        ``condition_size`` and ``rngs`` are supplied), or a ready module.
+    :param summary_network: the same for the network that summarizes sets (``size`` and ``rngs``
+        are supplied), by default :class:`DeepSet` where there is a set.
+    """
+
+    def __init__(
+        self,
+        source: Simulator | Callable[[], object],
+        *,
+        adapter: Adapter | None = None,
+        inference_network: NetworkSpec = CouplingFlow,
+        summary_network: NetworkSpec | None = None,
+    ) -> None:
+        super().__init__(source, adapter=adapter)
+        self._inference_spec = inference_network
+        self._summary_spec = summary_network or DeepSet
+
+    @property
+    def inference_network(self) -> NetworkSpec:
+        """The trained network; before ``fit``, what it is made from."""
+        return self._inference_spec if self._modules is None else self._modules["inference_network"]
+
+    @property
+    def summary_network(self) -> NetworkSpec | None:
+        """The trained network, ``None`` where nothing is summarized."""
+        if self._modules is None:
+            return self._summary_spec
+        return self._modules.get("summary_network")
+
+    def sample(
+        self,
+        rng_key: Array,
+        num_samples: int,
+        conditions: Mapping[str, ArrayLike],
+        *,
+        batch_size: int | None = None,
+    ) -> dict[str, Array]:
+        """Posterior draws of the latent sites, and the deterministic sites computed from them.
+
+        :param rng_key: a key.
+        :param num_samples: draws for each data set.
+        :param conditions: values of the observed sites, one data set or a leading axis of them.
+        :param batch_size: data sets at a time, which bounds memory; by default all.
+        :return: values of shape ``(num_conditions, num_samples, *shape)``, without the first axis
+            for one data set.
+        :raises ValueError: where the conditions do not fit the model.
+        :raises RuntimeError: before ``fit``.
+        """
+        num_samples = check_num_samples(num_samples)
+        graphdef, state = nnx.split(self._trained())
+        checked = check_conditions(self.source.sites, conditions)
+        keys = random.split(typed_key(rng_key), checked.num_datasets)
+        draw = partial(self._sample, graphdef, state, num_samples)
+        return checked.unbatch(in_batches(draw, (keys, checked.values), batch_size))
+
+    def sample_and_log_prob(
+        self,
+        rng_key: Array,
+        num_samples: int,
+        conditions: Mapping[str, ArrayLike],
+        *,
+        batch_size: int | None = None,
+    ) -> tuple[dict[str, Array], Array]:
+        """The draws of :meth:`sample` and, from the same pass, their log posterior densities.
+
+        :return: values of shape ``(num_conditions, num_samples, *shape)`` and log densities in the
+            sites' own space, ``(num_conditions, num_samples)``.
+        """
+        num_samples = check_num_samples(num_samples)
+        graphdef, state = nnx.split(self._trained())
+        checked = check_conditions(self.source.sites, conditions)
+        keys = random.split(typed_key(rng_key), checked.num_datasets)
+        draw = partial(self._sample_and_log_prob, graphdef, state, num_samples)
+        return checked.unbatch(in_batches(draw, (keys, checked.values), batch_size))
+
+    def log_prob(self, data: Mapping[str, ArrayLike]) -> Array:
+        """Log posterior density in the sites' own, constrained space.
+
+        :param data: values of the inferred latent sites and of the observed sites; latents may
+            carry a further axis of samples after that of the data sets.
+        :return: shape ``(num_conditions,)`` or ``(num_conditions, num_samples)``, without the first
+            axis for one data set.
+        :raises ValueError: where the values do not fit the model.
+        :raises RuntimeError: before ``fit``.
+        """
+        graphdef, state = nnx.split(self._trained())
+        sites, names = self.source.sites, self.inferred_sites
+        check_data_names(sites, names, data)
+        observed = {s.name: data[s.name] for s in sites.values() if s.role == "observed"}
+        checked = check_conditions(sites, observed)
+        latents, has_samples = check_latents(sites, names, data, checked)
+        result = self._log_prob(graphdef, state, latents, checked.values)
+        return checked.unbatch(result if has_samples else result[:, 0])
+
+    def posterior(self, conditions: Mapping[str, ArrayLike]) -> "AmortizedPosterior":
+        """The posterior as a NumPyro distribution over the unconstrained joint vector.
+
+        :param conditions: values of the observed sites, one data set or a leading axis of them,
+            which then is the batch shape.
+        """
+        from numpyro_amortized.distributions import AmortizedPosterior, Frozen
+
+        graphdef, state = nnx.split(self._trained())
+        checked = check_conditions(self.source.sites, conditions)
+        context = self._encode(graphdef, state, checked.values)
+        frozen = Frozen(self, graphdef, state)
+        return AmortizedPosterior(
+            checked.unbatch(context), checked.unbatch(checked.values), frozen
+        )
+
+    def to_inference_data(
+        self, rng_key: Array, conditions: Mapping[str, ArrayLike], *, num_samples: int = 1000
+    ) -> "xarray.DataTree":
+        """Posterior, predictions, prior, data and densities in ArviZ's schema.
+
+        The draws are independent, and laid out as four chains so that ArviZ's diagnostics apply. A
+        batch of data sets gets a dimension ``dataset``; select one before functions that expect
+        a single data set, such as :func:`arviz.loo`.
+
+        :param rng_key: a key.
+        :param conditions: values of the observed sites, one data set or a leading axis of them.
+        :param num_samples: draws for each data set, a multiple of four.
+        :return: the groups posterior, posterior_predictive, prior, prior_predictive,
+            observed_data, constant_data (where the model has array arguments besides the data),
+            log_likelihood and log_prior (where the model has them), and sample_stats with
+            ``log_q``, the log density of each draw.
+        :raises ValueError: where ``num_samples`` is no multiple of four.
+        """
+        from numpyro_amortized.inference_data import to_inference_data
+
+        return to_inference_data(rng_key, self, conditions, num_samples=num_samples)
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__}", str(self.adapter)]
+        lines += [f"inference network: {_network_name(self.inference_network)}"]
+        if self._summarizes:
+            lines += [f"summary network: {_network_name(self.summary_network)}"]
+        lines += ["override: Adapter.for_posterior(simulator, sites=..., sets={site: axis or None})"]
+        return "\n  ".join("\n".join(lines).splitlines())
+
+    @cached_property
+    def inferred_sites(self) -> tuple[str, ...]:
+        """Names of the latent sites whose posterior is learned, in trace order."""
+        row = jax.eval_shape(lambda: self._inverse_of(jnp.zeros(self._size)))
+        return tuple(name for name in self.source.sites if name in row)
+
+    @cached_property
+    def predictive(self) -> ModelPredictive:
+        """The model at values of the inferred latents."""
+        return ModelPredictive(self.source, self.inferred_sites)
+
+    @cached_property
+    def _row(self) -> Batch:
+        """Shapes of one row of network inputs."""
+        return jax.eval_shape(
+            lambda key: self.adapter.forward(self.source.simulate(key)), random.key(0)
+        )
+
+    @property
+    def _size(self) -> int:
+        return self._row["inference_variables"].shape[-1]
+
+    @property
+    def _summarizes(self) -> bool:
+        return "summary_variables" in self._row
+
+    def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        modules = {}
+        condition_size = 0
+        if "inference_conditions" in self._row:
+            condition_size += self._row["inference_conditions"].shape[-1]
+        if self._summarizes:
+            sets = self._row["summary_variables"]
+            summary = make_network(self._summary_spec, rngs, size=sets.shape[-1])
+            modules["summary_network"] = summary
+            condition_size += jax.eval_shape(lambda x: summary(x), sets).shape[-1]
+        modules["inference_network"] = make_network(
+            self._inference_spec, rngs, size=self._size, condition_size=condition_size
+        )
+        return modules
+
+    def _loss(self, modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
+        context = _context(modules, inputs)
+        return modules["inference_network"].loss(rng_key, inputs["inference_variables"], context)
+
+    def _inverse_of(self, vector: Array) -> Batch:
+        return self.adapter.inverse({"inference_variables": vector})
+
+    @cached_property
+    def _encode(self) -> Callable[..., Array]:
+        def encode(graphdef: nnx.GraphDef, state: nnx.State, observed: Batch) -> Array:
+            return _context(nnx.merge(graphdef, state), self.adapter.forward(observed))
+
+        return jax.jit(encode, static_argnums=0)
+
+    @cached_property
+    def _draw(self) -> Callable[..., tuple[Array, Array]]:
+        """Draws and their log densities in the network's space, for each key and data set."""
+
+        def draw(graphdef, state, num_samples: int, keys: Array, observed: Batch):
+            network = nnx.merge(graphdef, state)["inference_network"]
+            context = self._encode(graphdef, state, observed)
+
+            def one(rng_key: Array, context: Array) -> tuple[Array, Array]:
+                repeated = jnp.broadcast_to(context, (num_samples, *context.shape))
+                return network.sample_and_log_prob(rng_key, repeated)
+
+            return jax.vmap(one)(keys, context)
+
+        return jax.jit(draw, static_argnums=(0, 2))
+
+    @cached_property
+    def _sample(self) -> Callable[..., Batch]:
+        def sample(graphdef, state, num_samples: int, keys: Array, observed: Batch) -> Batch:
+            vectors, _ = self._draw(graphdef, state, num_samples, keys, observed)
+            return self._sites_at(vectors, observed)
+
+        return jax.jit(sample, static_argnums=(0, 2))
+
+    @cached_property
+    def _sample_and_log_prob(self) -> Callable[..., tuple[Batch, Array]]:
+        def sample(graphdef, state, num_samples: int, keys: Array, observed: Batch):
+            vectors, log_q = self._draw(graphdef, state, num_samples, keys, observed)
+            sites = self._sites_at(vectors, observed)
+            latents = {name: sites[name] for name in self.inferred_sites}
+            return sites, log_q + self.adapter.log_det_jac(latents)
+
+        return jax.jit(sample, static_argnums=(0, 2))
+
+    def sites_at(self, vector: Array, observed: Mapping[str, Array]) -> Batch:
+        """Latent and deterministic sites at one unconstrained vector, shape ``(size,)``."""
+        latents = self._inverse_of(vector)
+        return latents | self.predictive.deterministic(latents, observed)
+
+    def _sites_at(self, vectors: Array, observed: Batch) -> Batch:
+        """For vectors ``(num_conditions, num_samples, size)``."""
+        return jax.vmap(jax.vmap(self.sites_at, in_axes=(0, None)))(vectors, observed)
+
+    @cached_property
+    def _log_prob(self) -> Callable[..., Array]:
+        def log_prob(graphdef, state, latents: Batch, observed: Batch) -> Array:
+            network = nnx.merge(graphdef, state)["inference_network"]
+            context = self._encode(graphdef, state, observed)
+            variables = self.adapter.forward(latents)["inference_variables"]
+            log_q = network.log_prob(variables, context[:, None])
+            return log_q + self.adapter.log_det_jac(latents)
+
+        return jax.jit(log_prob, static_argnums=0)
+
+
+def _context(modules: nnx.Dict, inputs: Batch) -> Array:
+    """What the inference network is conditioned on, shape ``(*batch, condition_size)``."""
+    parts = []
+    if "inference_conditions" in inputs:
+        parts.append(inputs["inference_conditions"])
+    if "summary_variables" in inputs:
+        parts.append(modules["summary_network"](inputs["summary_variables"]))
+    return jnp.concatenate(parts, axis=-1)
+
+
+def _network_name(network: NetworkSpec) -> str:
+    if isinstance(network, partial):
+        options = ", ".join(f"{name}={value!r}" for name, value in network.keywords.items())
+        return f"{_network_name(network.func)}({options})"
+    return network.__name__ if isinstance(network, type) else type(network).__name__

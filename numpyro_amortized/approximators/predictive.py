@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the model itself says at given values of the inferred latents.
+
+Each function is for one draw; those over many draws are vectorized by their callers.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, random
+
+from numpyro_amortized.simulators.dependence import Varying, varying_sites
+from numpyro_amortized.simulators.model import ModelSimulator
+
+Values = Mapping[str, Array]
+
+
+class ModelPredictive:
+    """Deterministic sites, predictions and densities at values of the inferred latents.
+
+    What depends on latents that are left out of the inference is no function of the inferred
+    ones; it is not offered.
+
+    :param simulator: the traced model.
+    :param inferred: names of the inferred latents.
+    """
+
+    def __init__(self, simulator: ModelSimulator, inferred: Sequence[str]) -> None:
+        self.simulator = simulator
+        self.inferred = tuple(inferred)
+
+    @cached_property
+    def deterministic_sites(self) -> tuple[str, ...]:
+        """Deterministic sites that are functions of the inferred latents and the data."""
+        names = [s.name for s in self.simulator.sites.values() if s.role == "deterministic"]
+        return tuple(name for name in names if not self._varying[name].value)
+
+    @cached_property
+    def likelihood_sites(self) -> tuple[str, ...]:
+        """Observed sites with a density given the inferred latents; all of them or none."""
+        observed = [s for s in self.simulator.sites.values() if s.role == "observed"]
+        settled = all(s.has_density and not self._varying[s.name].distribution for s in observed)
+        return tuple(s.name for s in observed) if settled else ()
+
+    @cached_property
+    def prior_sites(self) -> tuple[str, ...]:
+        """Inferred latents with a prior density that depends on no other latents; all or none."""
+        settled = not any(self._varying[name].distribution for name in self.inferred)
+        return self.inferred if settled else ()
+
+    def deterministic(self, latents: Values, observed: Values) -> dict[str, Array]:
+        """Values of the deterministic sites."""
+        if not self.deterministic_sites:
+            return {}
+        trace = self.simulator.trace(random.key(0), {**latents, **observed})
+        return {name: jnp.asarray(trace[name]["value"]) for name in self.deterministic_sites}
+
+    def observations(self, rng_key: Array, latents: Values) -> dict[str, Array]:
+        """New observations, drawn from the model."""
+        trace = self.simulator.trace(rng_key, latents)
+        return {s.name: trace[s.name]["value"] for s in self._observed}
+
+    def log_likelihood(self, latents: Values, observed: Values) -> dict[str, Array]:
+        """Pointwise log densities of the observations, of each site's batch shape."""
+        return self._log_densities(self.likelihood_sites, latents, observed)
+
+    def log_prior(self, latents: Values, observed: Values) -> dict[str, Array]:
+        """Log prior densities of the inferred latents, of each site's batch shape."""
+        return self._log_densities(self.prior_sites, latents, observed)
+
+    @property
+    def _observed(self) -> list:
+        return [site for site in self.simulator.sites.values() if site.role == "observed"]
+
+    @cached_property
+    def _varying(self) -> dict[str, Varying]:
+        known = [*self.inferred, *(site.name for site in self._observed)]
+        with jax.ensure_compile_time_eval():  # it may be asked for first while tracing
+            draws = self.simulator.sample(random.key(21), 2)
+            values = {name: np.asarray(draws[name])[0] for name in known}
+            return varying_sites(self.simulator, values)
+
+    def _log_densities(
+        self, names: Sequence[str], latents: Values, observed: Values
+    ) -> dict[str, Array]:
+        trace = self.simulator.trace(random.key(0), {**latents, **observed})
+        return {name: trace[name]["fn"].log_prob(trace[name]["value"]) for name in names}

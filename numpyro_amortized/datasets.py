@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the training loop takes its simulations from."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax, random
+
+from numpyro_amortized.simulators.base import Simulator
+
+Batch = dict[str, Array]
+
+
+class Dataset(ABC):
+    """Batches of simulations for a compiled training loop.
+
+    ``arrays`` are what the loop holds on the device, ``start`` prepares an epoch and ``batch`` draws
+    one of its batches; both are pure and traceable.
+    """
+
+    arrays: Batch
+
+    @abstractmethod
+    def start(self, rng_key: Array, arrays: Batch) -> Array:
+        """Prepare an epoch."""
+
+    @abstractmethod
+    def batch(self, epoch: Array, arrays: Batch, step: Array, batch_size: int) -> Batch:
+        """The batch of one step, leaves ``(batch_size, ...)``."""
+
+    @abstractmethod
+    def map(self, function: Callable[[Batch], Batch]) -> "Dataset":
+        """The data set of the values of ``function``, which maps one simulation."""
+
+
+@final
+class OnlineDataset(Dataset):
+    """Simulates every batch anew, inside the loop.
+
+    :param simulator: a traceable simulator.
+    """
+
+    def __init__(
+        self, simulator: Simulator, _function: Callable[[Batch], Batch] | None = None
+    ) -> None:
+        self.simulator = simulator
+        self.arrays: Batch = {}
+        self._function = _function
+
+    def start(self, rng_key: Array, arrays: Batch) -> Array:
+        return rng_key
+
+    def batch(self, epoch: Array, arrays: Batch, step: Array, batch_size: int) -> Batch:
+        def draw(rng_key: Array) -> Batch:
+            values = self.simulator.simulate(rng_key)
+            return values if self._function is None else self._function(values)
+
+        return jax.vmap(draw)(random.split(random.fold_in(epoch, step), batch_size))
+
+    def map(self, function: Callable[[Batch], Batch]) -> "OnlineDataset":
+        return OnlineDataset(self.simulator, function)
+
+
+@final
+class OfflineDataset(Dataset):
+    """A bank of simulations, held on the device and shuffled there in every epoch.
+
+    :param bank: arrays with a common leading axis of simulations.
+    :raises ValueError: where the leading axes differ, or the bank is empty.
+    """
+
+    def __init__(self, bank: Mapping[str, Array | np.ndarray]) -> None:
+        lengths = {name: np.shape(value)[0] if np.ndim(value) else None for name, value in bank.items()}
+        if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
+            raise ValueError(
+                "OfflineDataset: expected arrays with a common leading axis of at least one "
+                f"simulation, got lengths {lengths}."
+            )
+        self.arrays = {name: jnp.asarray(value) for name, value in bank.items()}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def start(self, rng_key: Array, arrays: Batch) -> Array:
+        return random.permutation(rng_key, len(self))
+
+    def batch(self, epoch: Array, arrays: Batch, step: Array, batch_size: int) -> Batch:
+        chosen = lax.dynamic_slice_in_dim(epoch, step * batch_size, batch_size)
+        return jax.tree.map(lambda array: array[chosen], arrays)
+
+    def map(self, function: Callable[[Batch], Batch]) -> "OfflineDataset":
+        return OfflineDataset(jax.jit(jax.vmap(function))(self.arrays))
+
+    def split(self, rng_key: Array, held_out: int) -> tuple["OfflineDataset", Batch]:
+        """Hold out simulations at random; the rest and those held out."""
+        order = random.permutation(rng_key, len(self))
+        rest, chosen = order[held_out:], order[:held_out]
+        return (
+            OfflineDataset({name: value[rest] for name, value in self.arrays.items()}),
+            {name: value[chosen] for name, value in self.arrays.items()},
+        )
+
+    def finite(self) -> "OfflineDataset":
+        """Those simulations whose values are all finite."""
+        usable = np.asarray(finite_rows(self.arrays))
+        if usable.all():
+            return self
+        if not usable.any():
+            raise ValueError("OfflineDataset: no simulation has finite values throughout.")
+        return OfflineDataset({name: value[usable] for name, value in self.arrays.items()})
+
+
+def finite_rows(batch: Batch) -> Array:
+    """Which rows are finite in every entry, shape ``(batch_size,)``."""
+    rows = [jnp.isfinite(v).reshape(len(v), -1).all(-1) for v in batch.values()]
+    return jnp.stack(rows).all(0)

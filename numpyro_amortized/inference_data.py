@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results in ArviZ's schema."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from jax import Array, random
+from jax.typing import ArrayLike
+
+from numpyro_amortized.approximators.conditions import (
+    Conditions,
+    check_conditions,
+    check_num_samples,
+)
+from numpyro_amortized.simulators.base import typed_key
+from numpyro_amortized.simulators.model import ModelSimulator
+from numpyro_amortized.simulators.tracing import Site
+
+if TYPE_CHECKING:
+    import xarray
+
+    from numpyro_amortized.approximators.continuous import ContinuousApproximator
+
+_NUM_CHAINS = 4
+_UNBATCHED = ("prior", "prior_predictive", "constant_data")
+Group = dict[str, np.ndarray]
+
+
+def to_inference_data(
+    rng_key: Array,
+    approximator: "ContinuousApproximator",
+    conditions: Mapping[str, ArrayLike],
+    *,
+    num_samples: int,
+) -> "xarray.DataTree":
+    """See :meth:`ContinuousApproximator.to_inference_data`."""
+    if check_num_samples(num_samples) % _NUM_CHAINS:
+        raise ValueError(
+            f"num_samples: expected a multiple of {_NUM_CHAINS}, since draws are laid out as "
+            f"{_NUM_CHAINS} chains, got {num_samples}."
+        )
+    checked = check_conditions(approximator.source.sites, conditions)
+    draw_key, predict_key, prior_key = random.split(typed_key(rng_key), 3)
+    groups = _posterior_groups(draw_key, predict_key, approximator, checked, num_samples)
+    groups = {name: _as_chains(group, checked) for name, group in groups.items() if group}
+    groups |= _prior_groups(prior_key, approximator, num_samples)
+    groups["observed_data"] = dict(jax.device_get(checked.unbatch(checked.values)))
+    groups["constant_data"] = _constant_data(approximator.source)
+    return _tree(groups, approximator.source.sites, is_batch=checked.is_batch)
+
+
+def _tree(
+    groups: dict[str, Group], sites: Mapping[str, Site], *, is_batch: bool
+) -> "xarray.DataTree":
+    # ArviZ takes seconds to import
+    import xarray
+    from arviz_base import dict_to_dataset
+
+    plates = {name: size for site in sites.values() for name, _, size in site.plates}
+    coords = {name: np.arange(size) for name, size in plates.items()}
+    datasets = {}
+    for group, values in groups.items():
+        sample_dims = [] if group.endswith("_data") else ["chain", "draw"]
+        lead = ["dataset"] if is_batch and group not in _UNBATCHED else []
+        dims = {
+            name: lead + _dims(name, np.shape(value)[len(sample_dims + lead) :], sites, plates)
+            for name, value in values.items()
+        }
+        if lead:
+            coords["dataset"] = np.arange(len(next(iter(groups["observed_data"].values()))))
+        if values:
+            datasets[group] = dict_to_dataset(
+                values, dims=dims, coords=coords, sample_dims=sample_dims
+            )
+    return xarray.DataTree.from_dict(datasets)
+
+
+def _dims(
+    name: str, shape: tuple[int, ...], sites: Mapping[str, Site], plates: dict[str, int]
+) -> list[str]:
+    """Plates by name. A density has only the batch axes of its site: dims are cut to ``shape``."""
+    if name not in sites:
+        return [_plate_of_size(size, plates) or f"{name}_dim_{i}" for i, size in enumerate(shape)]
+    site = sites[name]
+    dims = [f"{name}_dim_{axis}" for axis in range(len(site.shape))]
+    for plate, dim, _ in site.plates:
+        dims[len(site.shape) - site.event_dim + dim] = plate
+    return dims[: len(shape)]
+
+
+def _plate_of_size(size: int, plates: dict[str, int]) -> str | None:
+    names = [name for name, length in plates.items() if length == size]
+    return names[0] if len(names) == 1 else None
+
+
+def _posterior_groups(
+    draw_key: Array,
+    predict_key: Array,
+    approximator: "ContinuousApproximator",
+    checked: Conditions,
+    num_samples: int,
+) -> dict[str, Group]:
+    """Values with leading axes ``(num_conditions, num_samples)``."""
+    sites, log_q = approximator.sample_and_log_prob(draw_key, num_samples, checked.values)
+    predictive = approximator.predictive
+    latents = {name: sites[name] for name in approximator.inferred_sites}
+    keys = random.split(predict_key, (checked.num_datasets, num_samples))
+
+    def each_draw(function: Callable[..., dict[str, Array]]) -> dict[str, Array]:
+        over_draws = jax.vmap(function, in_axes=(0, None))
+        return jax.jit(jax.vmap(over_draws))(latents, checked.values)
+
+    return {
+        "posterior": sites,
+        "posterior_predictive": jax.jit(jax.vmap(jax.vmap(predictive.observations)))(keys, latents),
+        "log_likelihood": each_draw(predictive.log_likelihood),
+        "log_prior": each_draw(predictive.log_prior),
+        "sample_stats": {"log_q": log_q},
+    }
+
+
+def _prior_groups(
+    rng_key: Array, approximator: "ContinuousApproximator", num_samples: int
+) -> dict[str, Group]:
+    draws = jax.device_get(approximator.source.sample(rng_key, (1, num_samples)))
+    sites = approximator.source.sites
+    observed = {name for name, site in sites.items() if site.role == "observed"}
+    return {
+        "prior": {name: value for name, value in draws.items() if name not in observed},
+        "prior_predictive": {name: draws[name] for name in sites if name in observed},
+    }
+
+
+def _constant_data(simulator: ModelSimulator) -> Group:
+    """Array arguments of the model that are not its data."""
+    bound = inspect.signature(simulator.model).bind(*simulator.args, **simulator.kwargs)
+    arrays = {
+        name: np.asarray(value)
+        for name, value in bound.arguments.items()
+        if isinstance(value, np.ndarray | Array) and np.ndim(value)
+    }
+    data = simulator.data.values()
+    return {
+        name: value
+        for name, value in arrays.items()
+        if not any(np.array_equal(value, other, equal_nan=True) for other in data)
+    }
+
+
+def _as_chains(group: Mapping[str, Array], checked: Conditions) -> Group:
+    """``(num_conditions, num_samples, ...)`` to ``(chain, draw, [dataset,] ...)``."""
+
+    def arrange(array: np.ndarray) -> np.ndarray:
+        shape = (array.shape[0], _NUM_CHAINS, -1, *array.shape[2:])
+        chains = np.moveaxis(array.reshape(shape), 0, 2)
+        return chains if checked.is_batch else chains[:, :, 0]
+
+    return {name: arrange(np.asarray(value)) for name, value in group.items()}

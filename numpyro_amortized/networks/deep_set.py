@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deep sets."""
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from numpyro_amortized.networks.mlp import MLP
+
+
+@final
+class DeepSet(nnx.Module):
+    """Permutation-invariant summary of a set [1].
+
+    Each member is embedded, the embeddings are averaged over the set, and the average and the
+    logarithm of the set's size are mapped to the summary.
+
+    :param size: number of features of a member.
+    :param summary_size: length of the summary.
+    :param widths: hidden layers of both perceptrons.
+    :param embedding_size: length of a member's embedding.
+    :param activation: their activation.
+    :param rngs: random streams of the initial parameters.
+
+    **References**
+
+    1. *Deep Sets*, Zaheer, Kottur, Ravanbakhsh, Poczos, Salakhutdinov and Smola (2017).
+    """
+
+    def __init__(
+        self,
+        size: int,
+        summary_size: int = 32,
+        *,
+        widths: Sequence[int] = (64, 64),
+        embedding_size: int = 64,
+        activation: Callable[[Array], Array] = jax.nn.silu,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.summary_size = summary_size
+        options = dict(widths=widths, activation=activation, rngs=rngs)
+        self.embed = MLP(size, embedding_size, **options)
+        self.summarize = MLP(embedding_size + 1, summary_size, **options)
+
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        """Summaries, shape ``(*batch, summary_size)``.
+
+        :param x: sets, shape ``(*batch, members, size)``.
+        :param mask: booleans, shape ``(*batch, members)``; members where it is false are
+            left out, whatever their values.
+        """
+        if mask is None:
+            mask = jnp.ones(x.shape[:-1], bool)
+        embedded = self.embed(jnp.where(mask[..., None], x, 0))
+        total = jnp.sum(embedded * mask[..., None], axis=-2)
+        count = jnp.sum(mask, axis=-1, keepdims=True).astype(x.dtype)
+        features = jnp.concatenate([total / jnp.maximum(count, 1), jnp.log1p(count)], axis=-1)
+        return self.summarize(features)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multilayer perceptron."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+from flax import nnx
+from jax import Array, lax
+
+
+def dense(
+    in_size: int, out_size: int, *, zero: bool = False, bias: bool = True, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A linear layer at full precision: TPUs would otherwise multiply in bfloat16."""
+    initializer = nnx.initializers.zeros if zero else nnx.initializers.he_normal()
+    return nnx.Linear(
+        in_size,
+        out_size,
+        use_bias=bias,
+        kernel_init=initializer,
+        precision=lax.Precision.HIGHEST,
+        rngs=rngs,
+    )
+
+
+class MLP(nnx.Module):
+    """Multilayer perceptron of an input and, optionally, a context.
+
+    The context enters the first layer by a matrix of its own, so that a context shared by many
+    inputs is multiplied once.
+
+    :param size: length of the input; may be 0 where there is a context.
+    :param out_size: length of the output.
+    :param widths: widths of the hidden layers.
+    :param context_size: length of the context, 0 for none.
+    :param activation: applied after every hidden layer.
+    :param zero_init: whether the last layer starts at zero, so that the output does.
+    :param rngs: random streams of the initial parameters.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        out_size: int,
+        *,
+        widths: Sequence[int] = (128, 128),
+        context_size: int = 0,
+        activation: Callable[[Array], Array] = jax.nn.silu,
+        zero_init: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if size + context_size == 0 or not widths:
+            raise ValueError(
+                "MLP: expected an input or a context and at least one hidden layer, got "
+                f"size={size}, context_size={context_size}, widths={tuple(widths)}."
+            )
+        self.activation = activation
+        self.input = dense(size, widths[0], rngs=rngs) if size else None
+        self.context = (
+            dense(context_size, widths[0], bias=size == 0, rngs=rngs) if context_size else None
+        )
+        self.hidden = nnx.List(
+            dense(fan_in, fan_out, rngs=rngs)
+            for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.output = dense(widths[-1], out_size, zero=zero_init, rngs=rngs)
+
+    def __call__(self, x: Array | None, context: Array | None = None) -> Array:
+        """Outputs, shape ``(*batch, out_size)``, of inputs ``(*batch, size)``.
+
+        :param x: inputs, ``None`` where ``size`` is 0.
+        :param context: contexts, shape ``(*batch, context_size)``, batch axes broadcast.
+        """
+        parts = [
+            layer(value)
+            for layer, value in ((self.input, x), (self.context, context))
+            if layer is not None
+        ]
+        h = self.activation(sum(parts[1:], start=parts[0]))
+        for layer in self.hidden:
+            h = self.activation(layer(h))
+        return self.output(h)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rational-quadratic splines."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from numpyro_amortized.networks.affine import Affine
+
+_MIN_SIZE = 1e-3  # of a bin, as a share of the interval; of a derivative
+
+
+class Spline(NamedTuple):
+    """Affine map followed by a monotone rational-quadratic spline with linear tails [1].
+
+    The affine part moves and scales each conditional distribution into the interval on which
+    the spline has its bins, which a spline alone can do only by spending them.
+
+    :param bins: number of bins.
+    :param bound: the spline acts on ``[-bound, bound]`` and is the identity outside.
+
+    **References**
+
+    1. *Neural Spline Flows*, Durkan, Bekasov, Murray and Papamakarios (2019).
+    """
+
+    bins: int = 16
+    bound: float = 5.0
+
+    @property
+    def num_params(self) -> int:
+        """Parameters of each variable."""
+        return Affine().num_params + 3 * self.bins - 1
+
+    def forward(self, params: Array, x: Array) -> tuple[Array, Array]:
+        """To the base space.
+
+        :param params: shape ``(*batch, num_params)``.
+        :param x: shape ``(*batch,)``.
+        :return: the transformed value and the log derivative, each ``(*batch,)``.
+        """
+        affine, knots = params[..., :2], self._knots(params[..., 2:])
+        u, log_scale = Affine().forward(affine, x)
+        y, log_slope = _forward(_bin(knots, u, by=0), u, self.bound)
+        return y, log_scale + log_slope
+
+    def inverse(self, params: Array, y: Array) -> tuple[Array, Array]:
+        """From the base space; shapes as in :meth:`forward`, log derivative of the inverse."""
+        affine, knots = params[..., :2], self._knots(params[..., 2:])
+        u, log_slope = _inverse(_bin(knots, y, by=1), y, self.bound)
+        x, log_scale = Affine().inverse(affine, u)
+        return x, log_slope + log_scale
+
+    def _knots(self, params: Array) -> tuple[Array, Array, Array]:
+        """Widths and heights of the bins, shape ``(..., bins)``; derivatives ``(..., bins + 1)``."""
+        widths, heights, slopes = jnp.split(params, [self.bins, 2 * self.bins], axis=-1)
+        # softplus(x + shift) is 1 at x = 0: the spline starts as the identity
+        shift = math.log(math.expm1(1 - _MIN_SIZE))
+        slopes = _MIN_SIZE + jax.nn.softplus(slopes + shift)
+        ends = [(0, 0)] * (slopes.ndim - 1) + [(1, 1)]
+        return self._sizes(widths), self._sizes(heights), jnp.pad(slopes, ends, constant_values=1.0)
+
+    def _sizes(self, logits: Array) -> Array:
+        shares = _MIN_SIZE + (1 - _MIN_SIZE * self.bins) * jax.nn.softmax(logits)
+        return 2 * self.bound * shares
+
+
+class _Bin(NamedTuple):
+    """The bin in which a value falls: corner, width, height, derivatives at both ends."""
+
+    x: Array
+    y: Array
+    width: Array
+    height: Array
+    slope: Array
+    next_slope: Array
+
+
+def _bin(knots: tuple[Array, Array, Array], value: Array, *, by: int) -> _Bin:
+    """Select by a one-hot product: its gradient is a product too, not a scatter."""
+    widths, heights, slopes = knots
+    bins = widths.shape[-1]
+    bound = jnp.sum(widths[..., :1] * 0, axis=-1) + jnp.sum(widths, axis=-1) / 2
+    before = jnp.triu(jnp.ones((bins, bins), widths.dtype), 1)  # column k sums the bins before k
+    sizes = knots[by]
+    left = jnp.matmul(sizes, before, precision=lax.Precision.HIGHEST) - bound[..., None]
+    reached = value[..., None] >= left
+    reached = reached.at[..., 0].set(True)
+    last = jnp.concatenate([~reached[..., 1:], jnp.ones_like(reached[..., :1])], axis=-1)
+    chosen = (reached & last).astype(widths.dtype)
+    earlier = (reached & ~last).astype(widths.dtype)
+
+    def pick(array: Array) -> Array:
+        return jnp.sum(chosen * array, axis=-1)
+
+    return _Bin(
+        x=jnp.sum(earlier * widths, axis=-1) - bound,
+        y=jnp.sum(earlier * heights, axis=-1) - bound,
+        width=pick(widths),
+        height=pick(heights),
+        slope=pick(slopes[..., :-1]),
+        next_slope=pick(slopes[..., 1:]),
+    )
+
+
+def _log_slope(b: _Bin, xi: Array, delta: Array, denominator: Array) -> Array:
+    """Eq. 5 of Durkan et al. (2019)."""
+    numerator = b.next_slope * xi**2 + 2 * delta * xi * (1 - xi) + b.slope * (1 - xi) ** 2
+    return 2 * jnp.log(delta) + jnp.log(numerator) - 2 * jnp.log(denominator)
+
+
+def _forward(b: _Bin, x: Array, bound: float) -> tuple[Array, Array]:
+    """Eq. 4 of Durkan et al. (2019)."""
+    inside = jnp.abs(x) < bound
+    xi = jnp.where(inside, jnp.clip((x - b.x) / b.width, 0.0, 1.0), 0.5)
+    delta = b.height / b.width
+    denominator = delta + (b.next_slope + b.slope - 2 * delta) * xi * (1 - xi)
+    y = b.y + b.height * (delta * xi**2 + b.slope * xi * (1 - xi)) / denominator
+    log_slope = _log_slope(b, xi, delta, denominator)
+    return jnp.where(inside, y, x), jnp.where(inside, log_slope, 0.0)
+
+
+def _inverse(b: _Bin, y: Array, bound: float) -> tuple[Array, Array]:
+    """Eqs. 6 to 8 of Durkan et al. (2019), the root in its stable form."""
+    inside = jnp.abs(y) < bound
+    delta = b.height / b.width
+    rise = jnp.where(inside, jnp.clip(y - b.y, 0.0, b.height), 0.5 * b.height)
+    bend = b.next_slope + b.slope - 2 * delta
+    a2 = b.height * (delta - b.slope) + rise * bend
+    a1 = b.height * b.slope - rise * bend
+    a0 = -delta * rise
+    discriminant = jnp.maximum(a1**2 - 4 * a2 * a0, 0.0)
+    xi = jnp.clip(2 * a0 / (-a1 - jnp.sqrt(discriminant)), 0.0, 1.0)
+    log_slope = _log_slope(b, xi, delta, delta + bend * xi * (1 - xi))
+    return jnp.where(inside, b.x + xi * b.width, y), jnp.where(inside, -log_slope, 0.0)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: simulate, adapt, differentiate and update in one XLA program."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax, random
+from tqdm.auto import tqdm
+
+from numpyro_amortized.datasets import Batch, Dataset, finite_rows
+
+Params = Any
+LossFn = Callable[[Params, Array, Batch], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What happened in one call of ``fit``.
+
+    :param loss: mean training loss of each epoch.
+    :param validation_loss: of each epoch, ``nan`` without validation data.
+    :param best_epoch: the epoch (from 0) whose parameters were kept.
+    :param num_steps: optimizer steps taken.
+    :param num_simulations: simulations seen, repetitions counted.
+    :param skipped_simulations: those left out since a value or loss was not finite.
+    :param skipped_steps: steps left out since a gradient was not finite.
+    :param seconds: duration of each epoch; the first one compiles.
+    """
+
+    loss: np.ndarray
+    validation_loss: np.ndarray
+    best_epoch: int
+    num_steps: int
+    num_simulations: int
+    skipped_simulations: int
+    skipped_steps: int
+    seconds: np.ndarray
+
+
+class TrainState(NamedTuple):
+    """What the loop carries from step to step, and the best parameters so far."""
+
+    params: Params
+    opt_state: optax.OptState
+    best_params: Params
+    best_loss: Array
+
+
+class Metrics(NamedTuple):
+    """Sums over an epoch."""
+
+    loss: Array
+    used: Array
+    skipped_steps: Array
+    validation_loss: Array
+
+
+def default_optimizer(
+    num_steps: int, *, learning_rate: float = 1e-3, weight_decay: float = 1e-4
+) -> optax.GradientTransformation:
+    """AdamW with clipped gradients, warm-up and cosine decay.
+
+    :param num_steps: length of the schedule.
+    :param learning_rate: its peak.
+    :param weight_decay: decoupled.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.05 * learning_rate,
+        peak_value=learning_rate,
+        warmup_steps=max(1, min(num_steps // 20, 200)),
+        decay_steps=max(2, num_steps),
+        end_value=1e-3 * learning_rate,
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay)
+    )
+
+
+def train(
+    rng_key: Array,
+    loss_fn: LossFn,
+    params: Params,
+    dataset: Dataset,
+    *,
+    optimizer: optax.GradientTransformation,
+    epochs: int,
+    num_batches: int,
+    batch_size: int,
+    validation: Batch | None,
+    progress_bar: bool,
+) -> tuple[Params, History]:
+    """Minimize the mean loss.
+
+    :param rng_key: a key.
+    :param loss_fn: ``(params, rng_key, batch) -> (batch_size,)`` losses.
+    :param params: initial parameters, not changed.
+    :param dataset: batches of network inputs.
+    :param optimizer: an Optax optimizer.
+    :param epochs: number of epochs; the host looks once in each.
+    :param num_batches: steps of an epoch.
+    :param batch_size: simulations of a step.
+    :param validation: network inputs that decide which epoch's parameters are kept.
+    :param progress_bar: whether to show one.
+    :return: the parameters of the epoch with the least validation loss, and the history.
+    :raises ValueError: where most simulations of an epoch are not finite.
+    :raises FloatingPointError: where most gradients of an epoch are not finite.
+    """
+    params = jax.tree.map(jnp.array, params)  # own copies: the loop donates its state
+    state = TrainState(
+        params, optimizer.init(params), jax.tree.map(jnp.array, params), jnp.array(np.inf, jnp.result_type(float))
+    )
+    run = partial(
+        jax.jit(_run_epoch, static_argnames=("loss_fn", "dataset", "optimizer", "size"),
+                donate_argnames="state"),
+        loss_fn=loss_fn, dataset=dataset, optimizer=optimizer, size=(num_batches, batch_size),
+    )
+    rows: list[Metrics] = []
+    seconds: list[float] = []
+    with tqdm(total=epochs, disable=not progress_bar, unit="epoch") as bar:
+        for epoch_key in random.split(rng_key, epochs):
+            start = time.perf_counter()
+            state, metrics = run(state, epoch_key, arrays=dataset.arrays, validation=validation)
+            rows.append(jax.device_get(metrics))
+            seconds.append(time.perf_counter() - start)
+            _check(rows[-1], num_batches, batch_size)
+            _report(bar, rows[-1], num_batches / seconds[-1])
+    return _result(state, rows, seconds, (num_batches, batch_size))
+
+
+def _run_epoch(
+    state: TrainState,
+    rng_key: Array,
+    *,
+    arrays: Batch,
+    validation: Batch | None,
+    loss_fn: LossFn,
+    dataset: Dataset,
+    optimizer: optax.GradientTransformation,
+    size: tuple[int, int],
+) -> tuple[TrainState, Metrics]:
+    num_batches, batch_size = size
+    order_key, step_key, validation_key = random.split(rng_key, 3)
+    epoch = dataset.start(order_key, arrays)
+
+    def step(carry, index):
+        params, opt_state = carry
+        batch = dataset.batch(epoch, arrays, index, batch_size)
+        loss = partial(_mean_loss, loss_fn, random.fold_in(step_key, index), batch)
+        (value, used), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        good = (used > 0) & jnp.isfinite(optax.tree.norm(grads))
+        updates, new_opt_state = optimizer.update(grads, opt_state, params)
+        new = (optax.apply_updates(params, updates), new_opt_state)
+        new = jax.tree.map(partial(jnp.where, good), new, (params, opt_state))
+        return new, (jnp.where(good, value * used, 0), jnp.where(good, used, 0), used, good)
+
+    steps = jnp.arange(num_batches)
+    (params, opt_state), (sums, counts, used, good) = lax.scan(
+        step, (state.params, state.opt_state), steps
+    )
+    loss = sums.sum() / jnp.maximum(counts.sum(), 1)
+    if validation is None:
+        metrics = Metrics(loss, used.sum(), (~good).sum(), jnp.asarray(jnp.nan))
+        return TrainState(params, opt_state, params, loss), metrics
+    held_out, _ = _mean_loss(loss_fn, validation_key, validation, params)
+    better = held_out < state.best_loss
+    best = jax.tree.map(partial(jnp.where, better), params, state.best_params)
+    state = TrainState(params, opt_state, best, jnp.where(better, held_out, state.best_loss))
+    return state, Metrics(loss, used.sum(), (~good).sum(), held_out)
+
+
+def _mean_loss(loss_fn: LossFn, rng_key: Array, batch: Batch, params: Params):
+    """Mean over the simulations with finite values, and their number."""
+    usable = finite_rows(batch)
+    # zeros instead of what is not finite: a gradient would carry it through the mask
+    safe = {n: jnp.where(_along(usable, v), v, 0) for n, v in batch.items()}
+    losses = loss_fn(params, rng_key, safe)
+    usable &= jnp.isfinite(losses)
+    used = usable.sum()
+    return jnp.sum(jnp.where(usable, losses, 0)) / jnp.maximum(used, 1), used
+
+
+def _along(rows: Array, value: Array) -> Array:
+    return rows.reshape(rows.shape + (1,) * (value.ndim - 1))
+
+
+def _check(metrics: Metrics, num_batches: int, batch_size: int) -> None:
+    total = num_batches * batch_size
+    if metrics.used <= total / 2:
+        raise ValueError(
+            f"{total - int(metrics.used)} of {total} simulations of an epoch had values or losses "
+            "that are not finite. Restrict the priors to values at which the model can be "
+            "simulated, or lower the learning rate if this began during training."
+        )
+    if metrics.skipped_steps > num_batches / 2:
+        raise FloatingPointError(
+            f"{int(metrics.skipped_steps)} of {num_batches} steps of an epoch had gradients that "
+            "are not finite. Lower the learning rate: fit(..., optimizer=optax.adamw(1e-4))."
+        )
+
+
+def _report(bar: tqdm, metrics: Metrics, rate: float) -> None:
+    bar.set_postfix_str(
+        f"loss {metrics.loss:.3f}, validation {metrics.validation_loss:.3f}, {rate:.0f} steps/s",
+        refresh=False,
+    )
+    bar.update()
+
+
+def _result(
+    state: TrainState, rows: list[Metrics], seconds: list[float], size: tuple[int, int]
+) -> tuple[Params, History]:
+    num_batches, batch_size = size
+    held_out = np.array([row.validation_loss for row in rows])
+    seen = len(rows) * num_batches * batch_size
+    history = History(
+        loss=np.array([row.loss for row in rows]),
+        validation_loss=held_out,
+        best_epoch=len(rows) - 1 if np.isnan(held_out).all() else int(np.nanargmin(held_out)),
+        num_steps=len(rows) * num_batches,
+        num_simulations=seen,
+        skipped_simulations=seen - int(sum(row.used for row in rows)),
+        skipped_steps=int(sum(row.skipped_steps for row in rows)),
+        seconds=np.array(seconds),
+    )
+    return state.best_params, history
