@@ -48,5 +48,5 @@ class BayesFlow:
 
 
 if __name__ == "__main__":
-    arguments = protocol.parser().parse_args()
+    arguments = protocol.parser(methods=["bayesflow"]).parse_args()
     protocol.run(BayesFlow(seed=arguments.seed), arguments)

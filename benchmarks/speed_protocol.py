@@ -7,14 +7,16 @@ Imports only what both environments have.
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 NUM_DRAWS = 10_000
+BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
 BATCH_SIZE, NUM_EPOCHS = 128, 20
 DEPTH, WIDTHS, BINS = 6, (128, 128), 16
 NUM_CONDITIONS, DRAWS_EACH, NUM_PAIRS = 100, 1_000, 1_000
@@ -33,9 +35,14 @@ class Method(Protocol):
         """Log densities on the host, shape ``(num,)``."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """:return: the arguments that the parent gives to every child."""
+def parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+    """Arguments that the parent gives to every child.
+
+    :param methods: what this child can run.
+    :return: their parser.
+    """
     arguments = argparse.ArgumentParser()
+    arguments.add_argument("--method", required=True, choices=methods)
     arguments.add_argument("--task", required=True)
     arguments.add_argument("--bank", type=Path, required=True, help="arrays, written by the parent")
     arguments.add_argument("--draws", type=Path, required=True, help="where the draws go")
@@ -53,16 +60,16 @@ def run(method: Method, arguments: argparse.Namespace) -> None:
     with np.load(arguments.bank) as file:
         bank = dict(file)
     emit = reporter(arguments.start)
-    emit("fit", lambda: method.fit(bank["theta"], bank["x"]))
+    emit("fit", partial(method.fit, bank["theta"], bank["x"]))
     draws = [
-        emit(f"draws_{i}", lambda x=observation: method.sample(NUM_DRAWS, x[None])[0])
+        emit(f"draws_{i}", partial(method.sample, NUM_DRAWS, observation[None]))
         for i, observation in enumerate(bank["observations"], start=1)
     ]
     for i, part in enumerate(pairs(bank), start=1):
-        emit(f"log_prob_{i}", lambda part=part: method.log_prob(part["theta"], part["x"]))
+        emit(f"log_prob_{i}", partial(method.log_prob, part["theta"], part["x"]))
     for i, x in enumerate(np.split(bank["conditions"], 2), start=1):
-        emit(f"many_{i}", lambda x=x: method.sample(DRAWS_EACH, x))
-    np.save(arguments.draws, np.stack(draws))
+        emit(f"many_{i}", partial(method.sample, DRAWS_EACH, x))
+    np.save(arguments.draws, np.concatenate(draws))
 
 
 def pairs(bank: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
@@ -71,19 +78,22 @@ def pairs(bank: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     return [{name: bank[name][i : i + NUM_PAIRS] for name in ("theta", "x")} for i in starts]
 
 
-def reporter(start: float) -> Callable:
+def reporter(start: float) -> Callable[[str, Callable[[], Any]], Any]:
     """Reporter of what a call took.
 
     :param start: when the process was started, in seconds since the epoch.
     :return: ``emit(name, call)``, which calls, prints one line of JSON and returns the result. The
         line has the seconds since the start, those of the call and the programs compiled in it.
     """
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
-    )
+    compiled: list[str] = []
 
-    def emit(name, call):
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == BACKEND_COMPILE:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+
+    def emit(name: str, call: Callable[[], Any]) -> Any:
         compiled.clear()
         begin = time.perf_counter()
         result = call()

@@ -8,7 +8,7 @@
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,9 +51,9 @@ class TwoMoons(dist.Distribution):
     :param theta: shape ``(*batch, 2)``; the event has shape ``(2,)``.
     """
 
-    arg_constraints = {"theta": constraints.real_vector}
+    arg_constraints: ClassVar = {"theta": constraints.real_vector}
     support = constraints.real_vector
-    reparametrized_params = ["theta"]
+    reparametrized_params: ClassVar = ["theta"]
     radius = dist.Normal(0.1, 0.01)
 
     def __init__(self, theta: ArrayLike, *, validate_args: bool | None = None) -> None:
@@ -119,7 +119,7 @@ def slcp(x: ArrayLike | None = None) -> None:
         numpyro.sample("x", slcp_likelihood(theta), obs=x)
 
 
-def infected_fractions(beta: ArrayLike, gamma: ArrayLike) -> Array:
+def infected_fractions(beta: Array, gamma: Array) -> Array:
     """Solve the SIR equations by fixed steps of Runge and Kutta's fourth-order method.
 
     :param beta: contact rate per day, a scalar.
@@ -128,17 +128,19 @@ def infected_fractions(beta: ArrayLike, gamma: ArrayLike) -> Array:
     """
     step = 1 / STEPS_PER_DAY
 
-    def slope(state):  # of log S/N and log I/N: one in a million is then exact in float32
+    def slope(
+        state: Array,
+    ) -> Array:  # of log S/N and log I/N: one in a million is then exact in float32
         return jnp.stack([-beta * jnp.exp(state[1]), beta * jnp.exp(state[0]) - gamma])
 
-    def advance(state, _):
+    def advance(state: Array, _: None) -> tuple[Array, None]:
         start = slope(state)
         middle = slope(state + step / 2 * start)
         corrected = slope(state + step / 2 * middle)
         end = slope(state + step * corrected)
         return state + step / 6 * (start + 2 * middle + 2 * corrected + end), None
 
-    def to_next_count(state, _):
+    def to_next_count(state: Array, _: None) -> tuple[Array, Array]:
         state, _ = lax.scan(advance, state, length=DAYS_BETWEEN_COUNTS * STEPS_PER_DAY)
         return state, state[1]
 
@@ -207,9 +209,7 @@ def _from_wheel(task: Task, observation: int) -> tuple[np.ndarray, np.ndarray]:
     tables = Path(spec.origin).parent / "tasks" / task.name / "files"
     folder = tables / f"num_observation_{observation}"
     observed = np.loadtxt(folder / "observation.csv", delimiter=",", skiprows=1)
-    draws = np.loadtxt(
-        folder / "reference_posterior_samples.csv.bz2", delimiter=",", skiprows=1
-    )
+    draws = np.loadtxt(folder / "reference_posterior_samples.csv.bz2", delimiter=",", skiprows=1)
     return observed, draws
 
 
@@ -222,7 +222,7 @@ def simulate(rng_key: Array, task: Task, num_samples: int) -> dict[str, np.ndarr
     :return: site to array of shape ``(num_samples, *shape)``.
     """
 
-    def one(key):
+    def one(key: Array) -> dict[str, Array]:
         trace = numpyro.handlers.trace(numpyro.handlers.seed(task.model, key)).get_trace()
         return {name: site["value"] for name, site in trace.items() if site["type"] == "sample"}
 

@@ -1,49 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which arguments of a model hold its data, and whether they reach more than the observed sites."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Arguments", "data_leaves", "data_sized", "refuse_leaks"]
+from numpyro_amortized.simulators.arguments import Arguments, Run, is_array
 
-Run = Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any]]
-
-
-class Arguments(NamedTuple):
-    """The arguments of a model as a flat list."""
-
-    labels: list[str]
-    leaves: list[Any]
-    structure: Any
-
-    @classmethod
-    def of(
-        cls, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> "Arguments":
-        """
-        :param model: whose signature names the positional arguments.
-        :param args: its arguments.
-        :param kwargs: its keyword arguments.
-        :return: them as leaves.
-        """
-        paths, structure = jax.tree_util.tree_flatten_with_path((args, dict(kwargs)))
-        names = _positional_names(model)
-        return cls([_label(path, names) for path, _ in paths], [x for _, x in paths], structure)
-
-    def call(self, run: Run, changes: Mapping[int, Any]) -> dict[str, Any]:
-        """
-        :param run: a function of the arguments.
-        :param changes: index of a leaf to its new value.
-        :return: ``run`` of the changed arguments.
-        """
-        leaves = [changes.get(i, leaf) for i, leaf in enumerate(self.leaves)]
-        args, kwargs = jax.tree.unflatten(self.structure, leaves)
-        return run(args, kwargs)
+__all__ = ["data_leaves", "refuse_leaks"]
 
 
 def data_leaves(arguments: Arguments, passed: Run) -> list[int]:
@@ -59,7 +26,7 @@ def data_leaves(arguments: Arguments, passed: Run) -> list[int]:
     return [
         i
         for i, leaf in enumerate(arguments.leaves)
-        if (_is_array(leaf) or (isinstance(leaf, int) and leaf in scalars))
+        if (is_array(leaf) or (isinstance(leaf, int) and leaf in scalars))
         and any(_changes(evaluate, i, leaf))
     ]
 
@@ -99,7 +66,7 @@ def refuse_leaks(
 
 def _isolated(arguments: Arguments, run: Run) -> set[int]:
     """Leaves that no result is computed from: for these a look at the program saves running it."""
-    arrays = {i: x for i, x in enumerate(arguments.leaves) if _is_array(x)}
+    arrays = {i: x for i, x in enumerate(arguments.leaves) if is_array(x)}
     try:
         jaxpr = jax.make_jaxpr(lambda changes: arguments.call(run, changes))(arrays).jaxpr
     except Exception:  # The model cannot be traced in its arguments.
@@ -119,50 +86,9 @@ def _reached(jaxpr: Any, variable: Any) -> set[int]:
     return reached
 
 
-def data_sized(
-    arguments: Arguments, data: Sequence[int], shapes: Run, sites: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[int, ...]]:
-    """
-    Finds the axes of sites that follow the number of data, by taking one datum away.
-
-    :param arguments: the model's arguments.
-    :param data: indices of the leaves that hold data.
-    :param shapes: arguments to site name to shape.
-    :param sites: site name to shape, for the arguments as they are.
-    :return: site name to axes; empty where the model cannot be run with one datum less.
-    """
-    lengths = {np.shape(arguments.leaves[i])[0] for i in data if np.ndim(arguments.leaves[i])} - {1}
-    arrays = {i: _shorter(x, lengths) for i, x in enumerate(arguments.leaves) if _is_array(x)}
-    counts = {i: x - 1 for i, x in enumerate(arguments.leaves) if type(x) is int and x in lengths}
-    # A model that takes its size as an argument of its own runs only if that changes, too.
-    for changes in (arrays, arrays | counts) if lengths else ():
-        try:
-            shorter = arguments.call(shapes, changes)
-        except Exception:
-            continue
-        if axes := _changed_axes(sites, shorter):
-            return axes
-    return {}
-
-
-def _changed_axes(
-    before: Mapping[str, tuple[int, ...]], after: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[int, ...]]:
-    changed = {}
-    for name, shape in before.items():
-        new = after.get(name, shape)
-        if len(new) == len(shape) and new != shape:
-            changed[name] = tuple(k for k, size in enumerate(shape) if size != new[k])
-    return changed
-
-
-def _shorter(x: Any, lengths: set[int]) -> Any:
-    return x[tuple(slice(n - 1 if n in lengths else n) for n in np.shape(x))] if np.ndim(x) else x
-
-
 def _evaluator(arguments: Arguments, run: Run) -> Callable[[Mapping[int, Any]], dict[str, Any]]:
     """Runs with changed leaves; compiled once, where the model can be traced in its arguments."""
-    arrays = {i: x for i, x in enumerate(arguments.leaves) if _is_array(x)}
+    arrays = {i: x for i, x in enumerate(arguments.leaves) if is_array(x)}
     order: list[str] = []
 
     def ordered(changes: Mapping[int, Any]) -> list[Any]:
@@ -227,28 +153,3 @@ def _changed(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if {name: np.shape(x) for name, x in base.items()} != {k: np.shape(x) for k, x in new.items()}:
         return []
     return [x for x in base if not np.allclose(base[x], new[x], rtol=1e-4, equal_nan=True)]
-
-
-def _is_array(leaf: Any) -> bool:
-    if isinstance(leaf, float):
-        return True
-    numeric = isinstance(leaf, np.ndarray | np.generic | jax.Array)
-    return numeric and (leaf.dtype == bool or jnp.issubdtype(leaf.dtype, jnp.number))
-
-
-def _positional_names(model: Callable[..., Any]) -> list[str]:
-    try:
-        parameters = inspect.signature(model).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-
-
-def _label(path: tuple[Any, ...], names: Sequence[str]) -> str:
-    group, key, *rest = path
-    inner = jax.tree_util.keystr(tuple(rest))
-    if group.idx == 1:
-        return f"argument '{key.key}'{inner}"
-    if key.idx < len(names):
-        return f"argument '{names[key.idx]}'{inner}"
-    return f"positional argument {key.idx}{inner}"

@@ -15,14 +15,11 @@ import numpy as np
 from jax import Array, random
 from jax.typing import ArrayLike
 
+from numpyro_amortized.simulators.arguments import Arguments
 from numpyro_amortized.simulators.base import Simulator
-from numpyro_amortized.simulators.leaks import (
-    Arguments,
-    data_leaves,
-    data_sized,
-    refuse_leaks,
-)
+from numpyro_amortized.simulators.leaks import data_leaves, refuse_leaks
 from numpyro_amortized.simulators.roles import Roles, assign_roles
+from numpyro_amortized.simulators.sizes import data_sized
 from numpyro_amortized.simulators.tracing import Site, read_sites, run_model
 
 __all__ = ["ModelSimulator"]

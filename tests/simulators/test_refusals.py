@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
+from numpyro.contrib.control_flow import scan
 
 from numpyro_amortized.simulators import ModelSimulator
 
@@ -26,6 +27,16 @@ def started_by_data(y):
 def centered_at_data(y):
     mu = numpyro.sample("mu", dist.Normal(y.mean(), 10))
     numpyro.sample("y", dist.Normal(mu, 1), obs=y)
+
+
+def recursion_started_by_data(y):
+    def step(previous, _):
+        value = numpyro.sample("y", dist.Normal(slope * previous, 1))
+        return value, None
+
+    slope = numpyro.sample("slope", dist.Normal(0, 1))
+    with handlers.condition(data={"y": y[1:]}):
+        scan(step, y[0], jnp.arange(1, len(y)))
 
 
 def counts_as_covariate(y):
@@ -52,6 +63,7 @@ def scalar(k):
     "model, data, site",
     [
         (started_by_data, Y, "y1"),
+        (recursion_started_by_data, jnp.asarray(Y), "y"),
         (centered_at_data, Y, "mu"),
         (centered_at_data, jnp.asarray(Y), "mu"),
         (counts_as_covariate, COUNTS, "rate"),
