@@ -50,7 +50,7 @@ def measure(size: int) -> dict[str, float]:
     jax.block_until_ready(draw())
     return {
         "size": size,
-        "step_ms": 1e3 * statistics.median(history.seconds[1:]) / NUM_BATCHES,
+        "step_ms": 1e3 * statistics.median(history.seconds[1:].tolist()) / NUM_BATCHES,
         "sample_seconds": statistics.median(seconds(draw) for _ in range(REPEATS)),
     }
 

@@ -36,11 +36,13 @@ NUM_SIMULATIONS = 10_000
 # name in the table -> (event, value of its line)
 MEASURES = {
     "start to first 10,000 draws, s": ("draws_1", "since_start"),
+    "the same, seconds of all cores": ("draws_1", "processor_seconds"),
     "training, s": ("fit", "seconds"),
     "10,000 draws, second call, s": ("draws_2", "seconds"),
     "100 x 1,000 draws, second call, s": ("many_2", "seconds"),
     "log density of 1,000 pairs, second call, s": ("log_prob_2", "seconds"),
 }
+STEADY = "training after the first epoch, ms/step"
 SECOND_CALLS = ("draws_2", "many_2", "log_prob_2")
 Events = dict[str, dict[str, Any]]
 
@@ -128,6 +130,12 @@ def check_equal(runs: Mapping[str, Sequence[Events]]) -> None:
         raise RuntimeError("the networks or their training are not equal: adapt `equal_network`")
 
 
+def step_milliseconds(fit: Mapping[str, Any]) -> float:
+    """:return: cost of a step once everything is compiled."""
+    epochs = fit["epoch_seconds"]
+    return 1e3 * statistics.median(epochs[1:]) * len(epochs) / fit["steps"]
+
+
 def summarize(runs: Mapping[str, Sequence[Events]]) -> dict[str, dict[str, Any]]:
     """:return: method to the medians of the measures and the programs compiled in second calls."""
     return {
@@ -135,6 +143,7 @@ def summarize(runs: Mapping[str, Sequence[Events]]) -> dict[str, dict[str, Any]]
             name: statistics.median(run[event][key] for run in each)
             for name, (event, key) in MEASURES.items()
         }
+        | {STEADY: statistics.median(step_milliseconds(run["fit"]) for run in each)}
         | {"compiled in second calls": max(r[e]["compiled"] for r in each for e in SECOND_CALLS)}
         | {key: each[0]["fit"][key] for key in ("parameters", "steps")}
         for method, each in runs.items()
@@ -149,7 +158,7 @@ def table(task: str, summary: Mapping[str, Mapping[str, Any]]) -> str:
         if not isinstance(value, float):
             return "" if value is None else f"{value:,}"
         ratio = summary["bayesflow"][name] / value
-        timed = name in MEASURES and method != "bayesflow"
+        timed = name in (*MEASURES, STEADY) and method != "bayesflow"
         return f"{value:.3g}" + (f" ({ratio:.1f}x)" if timed else "")
 
     rows = [[name, *(cell(name, m) for m in METHODS)] for name in summary["bayesflow"]]

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,13 +57,17 @@ class NumPyroAmortized:
         self.options = options
         self.key = random.key(seed)
 
-    def fit(self, theta: np.ndarray, x: np.ndarray) -> dict[str, int]:
+    def fit(self, theta: np.ndarray, x: np.ndarray) -> dict[str, Any]:
         bank = {"theta": jnp.asarray(theta), "x": jnp.asarray(self._observed(x))}
         history = self.approximator.fit(
             self._next_key(), dataset=bank, progress_bar=False, **self.options
         )
         weights = jax.tree.leaves(nnx.state(self.approximator.inference_network, nnx.Param))
-        return {"parameters": sum(weight.size for weight in weights), "steps": history.num_steps}
+        return {
+            "parameters": sum(weight.size for weight in weights),
+            "steps": history.num_steps,
+            "epoch_seconds": history.seconds.tolist(),
+        }
 
     def sample(self, num_samples: int, x: np.ndarray) -> np.ndarray:
         sites = self.approximator.sample(self._next_key(), num_samples, {"x": self._observed(x)})

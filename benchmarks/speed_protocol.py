@@ -25,8 +25,8 @@ NUM_CONDITIONS, DRAWS_EACH, NUM_PAIRS = 100, 1_000, 1_000
 class Method(Protocol):
     """A package under test; parameters and data are flat, ``(num, d)`` and ``(num, k)``."""
 
-    def fit(self, theta: np.ndarray, x: np.ndarray) -> dict[str, int]:
-        """Train; ``{"parameters": trained numbers, "steps": optimizer steps}``."""
+    def fit(self, theta: np.ndarray, x: np.ndarray) -> dict[str, Any]:
+        """Train, and tell how many ``parameters`` and ``steps``, and ``epoch_seconds``."""
 
     def sample(self, num_samples: int, x: np.ndarray) -> np.ndarray:
         """Draws on the host, shape ``(num, num_samples, d)``."""
@@ -83,7 +83,8 @@ def reporter(start: float) -> Callable[[str, Callable[[], Any]], Any]:
 
     :param start: when the process was started, in seconds since the epoch.
     :return: ``emit(name, call)``, which calls, prints one line of JSON and returns the result. The
-        line has the seconds since the start, those of the call and the programs compiled in it.
+        line has the seconds since the start, those of the call, those of all cores since the start
+        (which a busy machine changes least), and the number of programs compiled in the call.
     """
     compiled: list[str] = []
 
@@ -99,7 +100,7 @@ def reporter(start: float) -> Callable[[str, Callable[[], Any]], Any]:
         result = call()
         seconds = time.perf_counter() - begin
         line = {"event": name, "since_start": time.time() - start, "seconds": seconds}
-        line["compiled"] = len(compiled)
+        line |= {"processor_seconds": time.process_time(), "compiled": len(compiled)}
         if isinstance(result, dict):
             line |= result
         elif not np.isfinite(result).all():

@@ -3,13 +3,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import final
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
 
+from numpyro_amortized.rejuvenation import Chains, Rejuvenation
 from numpyro_amortized.simulators.base import Simulator
 
 Batch = dict[str, Array]
@@ -18,18 +19,18 @@ Batch = dict[str, Array]
 class Dataset(ABC):
     """Batches of simulations for a compiled training loop.
 
-    ``arrays`` are what the loop holds on the device, ``start`` prepares an epoch and ``batch`` draws
-    one of its batches; both are pure and traceable.
+    ``arrays`` are what the loop carries from epoch to epoch on the device, ``start`` prepares an
+    epoch and ``batch`` takes one of its batches; both are pure and traceable.
     """
 
-    arrays: Batch
+    arrays: Any
 
     @abstractmethod
-    def start(self, rng_key: Array, arrays: Batch) -> Array:
-        """Prepare an epoch."""
+    def start(self, rng_key: Array, arrays: Any) -> tuple[Any, Any]:
+        """New arrays, and what :meth:`batch` needs in this epoch."""
 
     @abstractmethod
-    def batch(self, epoch: Array, arrays: Batch, step: Array, batch_size: int) -> Batch:
+    def batch(self, epoch: Any, step: Array, batch_size: int) -> Batch:
         """The batch of one step, leaves ``(batch_size, ...)``."""
 
     @abstractmethod
@@ -51,10 +52,10 @@ class OnlineDataset(Dataset):
         self.arrays: Batch = {}
         self._function = _function
 
-    def start(self, rng_key: Array, arrays: Batch) -> Array:
-        return rng_key
+    def start(self, rng_key: Array, arrays: Batch) -> tuple[Batch, Array]:
+        return arrays, rng_key
 
-    def batch(self, epoch: Array, arrays: Batch, step: Array, batch_size: int) -> Batch:
+    def batch(self, epoch: Array, step: Array, batch_size: int) -> Batch:
         def draw(rng_key: Array) -> Batch:
             values = self.simulator.simulate(rng_key)
             return values if self._function is None else self._function(values)
@@ -85,12 +86,11 @@ class OfflineDataset(Dataset):
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
-    def start(self, rng_key: Array, arrays: Batch) -> Array:
-        return random.permutation(rng_key, len(self))
+    def start(self, rng_key: Array, arrays: Batch) -> tuple[Batch, Any]:
+        return arrays, (random.permutation(rng_key, len(self)), arrays)
 
-    def batch(self, epoch: Array, arrays: Batch, step: Array, batch_size: int) -> Batch:
-        chosen = lax.dynamic_slice_in_dim(epoch, step * batch_size, batch_size)
-        return jax.tree.map(lambda array: array[chosen], arrays)
+    def batch(self, epoch: Any, step: Array, batch_size: int) -> Batch:
+        return _rows(epoch, step, batch_size)
 
     def map(self, function: Callable[[Batch], Batch]) -> "OfflineDataset":
         return OfflineDataset(jax.jit(jax.vmap(function))(self.arrays))
@@ -112,6 +112,50 @@ class OfflineDataset(Dataset):
         if not usable.any():
             raise ValueError("OfflineDataset: no simulation has finite values throughout.")
         return OfflineDataset({name: value[usable] for name, value in self.arrays.items()})
+
+
+@final
+class RejuvenatedDataset(Dataset):
+    """A bank whose latents are moved within their posteriors before every epoch.
+
+    :param bank: finite site values, arrays with a common leading axis of simulations.
+    :param rejuvenation: the moves.
+    :param num_moves: of each simulation in each epoch.
+    """
+
+    def __init__(
+        self,
+        bank: Batch,
+        rejuvenation: Rejuvenation,
+        num_moves: int,
+        _function: Callable[[Batch], Batch] | None = None,
+    ) -> None:
+        self._bank, self._rejuvenation, self._num_moves = bank, rejuvenation, num_moves
+        self._function = _function
+        self.arrays = jax.jit(rejuvenation.start)(bank)
+
+    def __len__(self) -> int:
+        return len(self.arrays.position)
+
+    def start(self, rng_key: Array, arrays: Chains) -> tuple[Chains, Any]:
+        order_key, move_key = random.split(rng_key)
+        chains = self._rejuvenation.move(move_key, arrays, self._num_moves)
+        inputs = self._rejuvenation.values(chains)
+        if self._function is not None:
+            inputs = jax.vmap(self._function)(inputs)
+        return chains, (random.permutation(order_key, len(self)), inputs)
+
+    def batch(self, epoch: Any, step: Array, batch_size: int) -> Batch:
+        return _rows(epoch, step, batch_size)
+
+    def map(self, function: Callable[[Batch], Batch]) -> "RejuvenatedDataset":
+        return RejuvenatedDataset(self._bank, self._rejuvenation, self._num_moves, function)
+
+
+def _rows(epoch: Any, step: Array, batch_size: int) -> Batch:
+    order, arrays = epoch
+    chosen = lax.dynamic_slice_in_dim(order, step * batch_size, batch_size)
+    return jax.tree.map(lambda array: array[chosen], arrays)
 
 
 def finite_rows(batch: Batch) -> Array:

@@ -78,9 +78,10 @@ def default_optimizer(
         decay_steps=max(2, num_steps),
         end_value=1e-3 * learning_rate,
     )
-    return optax.chain(
+    chain = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay)
     )
+    return optax.flatten(chain)  # one kernel for all parameters instead of some for each
 
 
 def train(
@@ -118,15 +119,16 @@ def train(
     )
     run = partial(
         jax.jit(_run_epoch, static_argnames=("loss_fn", "dataset", "optimizer", "size"),
-                donate_argnames="state"),
+                donate_argnames=("state", "arrays")),
         loss_fn=loss_fn, dataset=dataset, optimizer=optimizer, size=(num_batches, batch_size),
     )
+    arrays = jax.tree.map(jnp.array, dataset.arrays)
     rows: list[Metrics] = []
     seconds: list[float] = []
     with tqdm(total=epochs, disable=not progress_bar, unit="epoch") as bar:
         for epoch_key in random.split(rng_key, epochs):
             start = time.perf_counter()
-            state, metrics = run(state, epoch_key, arrays=dataset.arrays, validation=validation)
+            state, arrays, metrics = run(state, epoch_key, arrays=arrays, validation=validation)
             rows.append(jax.device_get(metrics))
             seconds.append(time.perf_counter() - start)
             _check(rows[-1], num_batches, batch_size)
@@ -138,27 +140,30 @@ def _run_epoch(
     state: TrainState,
     rng_key: Array,
     *,
-    arrays: Batch,
+    arrays: Any,
     validation: Batch | None,
     loss_fn: LossFn,
     dataset: Dataset,
     optimizer: optax.GradientTransformation,
     size: tuple[int, int],
-) -> tuple[TrainState, Metrics]:
+) -> tuple[TrainState, Any, Metrics]:
     num_batches, batch_size = size
-    order_key, step_key, validation_key = random.split(rng_key, 3)
-    epoch = dataset.start(order_key, arrays)
+    start_key, step_key, validation_key = random.split(rng_key, 3)
+    arrays, epoch = dataset.start(start_key, arrays)
 
     def step(carry, index):
         params, opt_state = carry
-        batch = dataset.batch(epoch, arrays, index, batch_size)
+        batch = dataset.batch(epoch, index, batch_size)
         loss = partial(_mean_loss, loss_fn, random.fold_in(step_key, index), batch)
         (value, used), grads = jax.value_and_grad(loss, has_aux=True)(params)
         good = (used > 0) & jnp.isfinite(optax.tree.norm(grads))
-        updates, new_opt_state = optimizer.update(grads, opt_state, params)
-        new = (optax.apply_updates(params, updates), new_opt_state)
-        new = jax.tree.map(partial(jnp.where, good), new, (params, opt_state))
-        return new, (jnp.where(good, value * used, 0), jnp.where(good, used, 0), used, good)
+
+        def update(carry):
+            updates, opt_state = optimizer.update(grads, carry[1], carry[0])
+            return optax.apply_updates(carry[0], updates), opt_state
+
+        carry = lax.cond(good, update, lambda carry: carry, carry)
+        return carry, (jnp.where(good, value * used, 0), jnp.where(good, used, 0), used, good)
 
     steps = jnp.arange(num_batches)
     (params, opt_state), (sums, counts, used, good) = lax.scan(
@@ -167,12 +172,12 @@ def _run_epoch(
     loss = sums.sum() / jnp.maximum(counts.sum(), 1)
     if validation is None:
         metrics = Metrics(loss, used.sum(), (~good).sum(), jnp.asarray(jnp.nan))
-        return TrainState(params, opt_state, params, loss), metrics
+        return TrainState(params, opt_state, params, loss), arrays, metrics
     held_out, _ = _mean_loss(loss_fn, validation_key, validation, params)
     better = held_out < state.best_loss
     best = jax.tree.map(partial(jnp.where, better), params, state.best_params)
     state = TrainState(params, opt_state, best, jnp.where(better, held_out, state.best_loss))
-    return state, Metrics(loss, used.sum(), (~good).sum(), held_out)
+    return state, arrays, Metrics(loss, used.sum(), (~good).sum(), held_out)
 
 
 def _mean_loss(loss_fn: LossFn, rng_key: Array, batch: Batch, params: Params):

@@ -4,6 +4,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -11,7 +12,14 @@ from flax import nnx
 from jax import Array, random
 
 from numpyro_amortized.adapters.adapter import Adapter
-from numpyro_amortized.datasets import Batch, Dataset, OfflineDataset, OnlineDataset
+from numpyro_amortized.datasets import (
+    Batch,
+    Dataset,
+    OfflineDataset,
+    OnlineDataset,
+    RejuvenatedDataset,
+)
+from numpyro_amortized.rejuvenation import Rejuvenation, has_density
 from numpyro_amortized.simulators.base import Simulator, typed_key
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.training import History, default_optimizer, train
@@ -50,6 +58,7 @@ class Approximator(ABC):
         dataset: Mapping[str, Array] | Dataset | None = None,
         validation: Mapping[str, Array] | int | None = None,
         optimizer: optax.GradientTransformation | None = None,
+        rejuvenation: int | None = None,
         progress_bar: bool = True,
     ) -> History:
         """Train the networks; called again, training goes on from there.
@@ -67,6 +76,10 @@ class Approximator(ABC):
         :param validation: a bank for validation, or its size; by default a tenth of the data set,
             or 1,000 further simulations.
         :param optimizer: an Optax optimizer, by default AdamW with warm-up and cosine decay.
+        :param rejuvenation: Metropolis moves of each simulation's latents within their posterior
+            before every epoch over a bank, 0 for none; by default as many as pay where the
+            model's density is known. The moves need no simulations, and leave the bank's
+            distribution as it is.
         :param progress_bar: whether to show one.
         :return: losses, counts and durations.
         :raises ValueError: where an argument does not fit, or most simulations are not finite.
@@ -74,7 +87,9 @@ class Approximator(ABC):
         """
         init_key, split_key, validation_key, train_key = random.split(typed_key(rng_key), 4)
         _check_positive(epochs=epochs, num_batches=num_batches, batch_size=batch_size)
-        inputs, held_out = self._inputs(split_key, validation_key, dataset, validation)
+        inputs, held_out = self._inputs(
+            split_key, validation_key, dataset, validation, rejuvenation
+        )
         self._initialize(init_key)
         num_batches = num_batches or _default_num_batches(inputs, batch_size)
         batch_size, num_batches = _fit_to_bank(inputs, batch_size, num_batches)
@@ -100,25 +115,32 @@ class Approximator(ABC):
         return history
 
     def _inputs(
-        self, split_key: Array, validation_key: Array, dataset, validation
+        self,
+        split_key: Array,
+        validation_key: Array,
+        dataset: Mapping[str, Array] | Dataset | None,
+        validation: Mapping[str, Array] | int | None,
+        num_moves: int | None,
     ) -> tuple[Dataset, Batch]:
         """Network inputs for training and for validation."""
         if dataset is None:
             dataset = OnlineDataset(self.source)
         if isinstance(dataset, Mapping):
             dataset = OfflineDataset(self._check_bank(dataset))
-        inputs = dataset.map(self._adapt)
-        if isinstance(validation, Mapping):
-            bank = OfflineDataset(self._check_bank(validation))
-            return inputs, bank.map(self._adapt).finite().arrays
-        if isinstance(inputs, OfflineDataset):
-            inputs = inputs.finite()
-            if len(inputs) < 2:
-                raise ValueError(f"dataset: expected at least two simulations, got {len(inputs)}.")
-            size = int(np.ceil(min(_VALIDATION_SHARE * len(inputs), _MAX_VALIDATION)))
-            return inputs.split(split_key, validation or size)
-        draws = self.source.sample(validation_key, validation or 1000)
-        return inputs, OfflineDataset(draws).map(self._adapt).finite().arrays
+        if isinstance(dataset, OfflineDataset):
+            dataset = dataset.finite()
+            size = int(np.ceil(min(_VALIDATION_SHARE * len(dataset), _MAX_VALIDATION)))
+            if not isinstance(validation, Mapping):
+                dataset, validation = dataset.split(split_key, validation or size)
+            if num_moves is None:
+                num_moves = _NUM_MOVES if has_density(self.source) else 0
+            if num_moves:
+                moves = Rejuvenation(self.source, jax.device_get(dataset.arrays))
+                dataset = RejuvenatedDataset(dataset.arrays, moves, num_moves)
+        if not isinstance(validation, Mapping):
+            validation = self.source.sample(validation_key, validation or 1000)
+        held_out = OfflineDataset(self._check_bank(validation)).map(self._adapt).finite()
+        return dataset.map(self._adapt), held_out.arrays
 
     def _adapt(self, values: Batch) -> Batch:
         return self.adapter.forward(values)
@@ -154,6 +176,7 @@ class Approximator(ABC):
 
 
 _DEFAULT_EPOCHS = 30
+_NUM_MOVES = 10
 
 
 def _model_simulator(source: Callable[[], object]) -> ModelSimulator:
@@ -177,12 +200,12 @@ def _check_positive(**values: int | None) -> None:
 
 
 def _default_num_batches(inputs: Dataset, batch_size: int) -> int:
-    return max(1, len(inputs) // batch_size) if isinstance(inputs, OfflineDataset) else 100
+    return max(1, len(inputs) // batch_size) if isinstance(inputs, OfflineDataset | RejuvenatedDataset) else 100
 
 
 def _fit_to_bank(inputs: Dataset, batch_size: int, num_batches: int) -> tuple[int, int]:
     """A bank smaller than a batch makes one batch; an epoch is at most one pass."""
-    if not isinstance(inputs, OfflineDataset):
+    if not isinstance(inputs, OfflineDataset | RejuvenatedDataset):
         return batch_size, num_batches
     batch_size = min(batch_size, len(inputs))
     return batch_size, min(num_batches, len(inputs) // batch_size)

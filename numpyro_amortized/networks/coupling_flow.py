@@ -13,6 +13,7 @@ from numpyro_amortized.networks.base import DensityNetwork
 from numpyro_amortized.networks.mlp import MLP
 from numpyro_amortized.networks.splines import Spline
 
+LIN=[True]
 _LOG_2PI = 1.8378770664093453
 
 
@@ -55,6 +56,7 @@ class DualCoupling(nnx.Module):
                 widths=widths,
                 activation=activation,
                 zero_init=True,
+                linear_path=LIN[0],
                 rngs=rngs,
             )
 

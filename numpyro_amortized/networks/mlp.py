@@ -47,6 +47,7 @@ class MLP(nnx.Module):
         context_size: int = 0,
         activation: Callable[[Array], Array] = jax.nn.silu,
         zero_init: bool = False,
+        linear_path: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         if size + context_size == 0 or not widths:
@@ -64,6 +65,11 @@ class MLP(nnx.Module):
             for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True)
         )
         self.output = dense(widths[-1], out_size, zero=zero_init, rngs=rngs)
+        self.linear = nnx.List(
+            dense(part, out_size, zero=True, bias=False, rngs=rngs)
+            for part in (size, context_size)
+            if linear_path and part
+        )
 
     def __call__(self, x: Array | None, context: Array | None = None) -> Array:
         """Outputs, shape ``(*batch, out_size)``, of inputs ``(*batch, size)``.
@@ -71,12 +77,20 @@ class MLP(nnx.Module):
         :param x: inputs, ``None`` where ``size`` is 0.
         :param context: contexts, shape ``(*batch, context_size)``, batch axes broadcast.
         """
-        parts = [
-            layer(value)
-            for layer, value in ((self.input, x), (self.context, context))
-            if layer is not None
-        ]
-        h = self.activation(sum(parts[1:], start=parts[0]))
+        layers, inputs = zip(
+            *(
+                (layer, value)
+                for layer, value in ((self.input, x), (self.context, context))
+                if layer is not None
+            ),
+            strict=True,
+        )
+        h = self.activation(_sum(layers, inputs))
         for layer in self.hidden:
             h = self.activation(layer(h))
-        return self.output(h)
+        return self.output(h) + (_sum(self.linear, inputs) if len(self.linear) else 0)
+
+
+def _sum(layers, inputs):
+    parts = [layer(value) for layer, value in zip(layers, inputs, strict=True)]
+    return sum(parts[1:], start=parts[0])

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Approximators that are trained once and shared by the tests."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.monitoring
+import numpy as np
+import pytest
+from jax import random
+
+import numpyro_amortized as npa
+from numpyro_amortized.networks import CouplingFlow, DeepSet, Spline
+from tests import models
+
+FLOW = partial(CouplingFlow, depth=2, widths=(32, 32), transform=Spline(bins=8))
+SETS = partial(DeepSet, summary_size=8, widths=(32,), embedding_size=16)
+_COMPILATIONS: list[str] = []
+
+
+def _record(event: str, duration: float, **_: object) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _COMPILATIONS.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(_record)
+
+
+@pytest.fixture
+def compilations() -> list[str]:
+    """Grows by one entry with every program that XLA compiles."""
+    return _COMPILATIONS
+
+
+@pytest.fixture(scope="module")
+def unoptimized() -> Iterator[None]:
+    """Where a test takes its time from compiling, and not from running."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def approximate():
+    """Makes an untrained approximator with small networks."""
+
+    def make(model, *args, **kwargs) -> npa.ContinuousApproximator:
+        options = {k: kwargs.pop(k) for k in ("sites", "sets") if k in kwargs}
+        simulator = npa.ModelSimulator(model, *args, **kwargs)
+        adapter = npa.Adapter.for_posterior(simulator, **options)
+        return npa.ContinuousApproximator(
+            simulator, adapter=adapter, inference_network=FLOW, summary_network=SETS
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def normal_mean(approximate) -> npa.ContinuousApproximator:
+    """A set of ten normals with unknown mean, trained well."""
+    approximator = approximate(models.normal_mean, np.zeros(10))
+    approximator.fit(random.key(0), epochs=20, progress_bar=False)
+    return approximator
+
+
+@pytest.fixture(scope="session")
+def regression(approximate) -> npa.ContinuousApproximator:
+    """Normal regression with known covariates, trained well."""
+    approximator = approximate(models.regression, models.DESIGN, np.zeros(len(models.DESIGN)))
+    approximator.fit(random.key(0), epochs=30, progress_bar=False)
+    return approximator
+
+
+@pytest.fixture(scope="session")
+def hierarchy(approximate) -> npa.ContinuousApproximator:
+    """Eight schools, hardly trained: for what holds of any network."""
+    approximator = approximate(models.eight_schools, models.SIGMA, y=models.EFFECTS)
+    approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
+    return approximator
+
+
+@pytest.fixture(scope="session")
+def constrained(approximate) -> npa.ContinuousApproximator:
+    """A site of every kind of support, hardly trained."""
+    approximator = approximate(models.constrained, np.zeros(4))
+    approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
+    return approximator

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models of the tests, and their exact posteriors where there are any."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax import lax
+from numpyro.contrib.control_flow import scan
+
+EFFECTS = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])
+SIGMA = np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
+DESIGN = np.array([[1.0, 0.5], [-1.0, 1.0], [0.0, -2.0], [2.0, 0.0], [0.5, 1.5], [-1.0, -1.0]])
+NOISE = 0.5
+
+
+class Gaussian(NamedTuple):
+    """A normal distribution of a vector."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+def normal_mean(y):
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    with numpyro.plate("n", len(y)):
+        numpyro.sample("y", dist.Normal(mu, 1), obs=y)
+
+
+def normal_mean_posterior(y):
+    """Mean and standard deviation given data of shape ``(*batch, n)``."""
+    n = y.shape[-1]
+    return y.sum(-1) / (n + 1), (n + 1) ** -0.5
+
+
+def regression(x, y):
+    intercept = numpyro.sample("intercept", dist.Normal(1, 2))
+    with numpyro.plate("feature", x.shape[1]):
+        slope = numpyro.sample("slope", dist.Normal(0, 1))
+    mean = numpyro.deterministic("mean", intercept + x @ slope)
+    with numpyro.plate("row", len(x)):
+        numpyro.sample("y", dist.Normal(mean, NOISE), obs=y)
+
+
+def regression_posterior(y) -> Gaussian:
+    """Of intercept and slopes, given data of shape ``(rows,)``."""
+    X = np.column_stack([np.ones(len(DESIGN)), DESIGN])
+    prior_precision = np.diag([0.25, 1, 1])
+    covariance = np.linalg.inv(X.T @ X / NOISE**2 + prior_precision)
+    return Gaussian(covariance @ (X.T @ y / NOISE**2 + prior_precision @ [1, 0, 0]), covariance)
+
+
+def eight_schools(sigma, y=None):
+    mu = numpyro.sample("mu", dist.Normal(0, 5))
+    tau = numpyro.sample("tau", dist.HalfCauchy(5))
+    with numpyro.plate("school", len(sigma)):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))
+        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+def constrained(y):
+    scale = numpyro.sample("scale", dist.HalfNormal(2))
+    width = numpyro.sample("width", dist.Uniform(0, scale))
+    share = numpyro.sample("share", dist.Dirichlet(jnp.array([1.0, 2.0, 3.0])))
+    corr = numpyro.sample("corr", dist.LKJCholesky(3, 2.0))
+    ordered = dist.TransformedDistribution(
+        dist.Normal(0, 1).expand([3]).to_event(1), dist.transforms.OrderedTransform()
+    )
+    cuts = numpyro.sample("cuts", ordered)
+    part = numpyro.sample("part", dist.TruncatedNormal(0.5, 1, low=-1, high=2))
+    tail = numpyro.sample("tail", dist.TruncatedNormal(0, 1, low=scale))
+    rate = numpyro.sample("rate", dist.Gamma(2, 1))
+    mean = width + share[0] + corr[1, 0] + cuts[1] + part + tail
+    with numpyro.plate("n", len(y)):
+        numpyro.sample("y", dist.Normal(mean, rate), obs=y)
+
+
+def bounded_pair(y):
+    scale = numpyro.sample("scale", dist.HalfNormal(2))
+    width = numpyro.sample("width", dist.Uniform(0, scale))
+    numpyro.sample("y", dist.Normal(width, 1), obs=y)
+
+
+def autoregression(y):
+    """A latent AR(1) state, observed with noise."""
+    rho = numpyro.sample("rho", dist.Uniform(-1, 1))
+
+    def step(state, observed):
+        state = numpyro.sample("state", dist.Normal(rho * state, 1))
+        numpyro.sample("y", dist.Normal(state, 1), obs=observed)
+        return state, None
+
+    scan(step, jnp.zeros(()), y)
+
+
+def masked(y, keep):
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    with numpyro.plate("n", len(y)), numpyro.handlers.mask(mask=keep):
+        numpyro.sample("y", dist.Normal(mu, 1), obs=y)
+
+
+def counts(y):
+    rate = numpyro.sample("rate", dist.LogNormal(3, 2))
+    with numpyro.plate("n", len(y)):
+        numpyro.sample("y", dist.Poisson(jnp.clip(rate, 0, 1e6)), obs=y)
+
+
+def often_undefined(y):
+    """A share of the simulations is not finite, about Phi(mu) of them."""
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    y = numpyro.sample("y", dist.Normal(mu, 1), obs=y)
+    return lax.stop_gradient(y)

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""These tests compile much and run little."""
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick(unoptimized):
+    """See ``unoptimized``."""
