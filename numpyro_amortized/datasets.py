@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
 
+from numpyro_amortized.initializers import host_generator
 from numpyro_amortized.rejuvenation import Chains, Rejuvenation
 from numpyro_amortized.simulators.base import Simulator
 
@@ -75,13 +76,15 @@ class OfflineDataset(Dataset):
     """
 
     def __init__(self, bank: Mapping[str, Array | np.ndarray]) -> None:
-        lengths = {name: np.shape(value)[0] if np.ndim(value) else None for name, value in bank.items()}
+        lengths = {
+            name: np.shape(value)[0] if np.ndim(value) else None for name, value in bank.items()
+        }
         if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
             raise ValueError(
                 "OfflineDataset: expected arrays with a common leading axis of at least one "
                 f"simulation, got lengths {lengths}."
             )
-        self.arrays = {name: jnp.asarray(value) for name, value in bank.items()}
+        self.arrays = dict(bank)
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -95,23 +98,33 @@ class OfflineDataset(Dataset):
     def map(self, function: Callable[[Batch], Batch]) -> "OfflineDataset":
         return OfflineDataset(jax.jit(jax.vmap(function))(self.arrays))
 
-    def split(self, rng_key: Array, held_out: int) -> tuple["OfflineDataset", Batch]:
+    def split(self, rng_key: Array, held_out: int) -> tuple["OfflineDataset", "OfflineDataset"]:
         """Hold out simulations at random; the rest and those held out."""
-        order = random.permutation(rng_key, len(self))
-        rest, chosen = order[held_out:], order[:held_out]
-        return (
-            OfflineDataset({name: value[rest] for name, value in self.arrays.items()}),
-            {name: value[chosen] for name, value in self.arrays.items()},
-        )
+        if not 0 < held_out < len(self):
+            raise ValueError(
+                f"validation: expected fewer simulations than the {len(self)} of the data set, "
+                f"got {held_out}."
+            )
+        order = host_generator(rng_key).permutation(len(self))
+        return self._take(order[held_out:]), self._take(order[:held_out])
 
     def finite(self) -> "OfflineDataset":
-        """Those simulations whose values are all finite."""
-        usable = np.asarray(finite_rows(self.arrays))
-        if usable.all():
-            return self
+        """Those simulations whose values are all finite.
+
+        :raises ValueError: where there is none.
+        """
+        usable = np.logical_and.reduce(
+            [
+                np.isfinite(np.asarray(v)).reshape(len(self), -1).all(-1)
+                for v in self.arrays.values()
+            ]
+        )
         if not usable.any():
             raise ValueError("OfflineDataset: no simulation has finite values throughout.")
-        return OfflineDataset({name: value[usable] for name, value in self.arrays.items()})
+        return self if usable.all() else self._take(usable)
+
+    def _take(self, rows: np.ndarray) -> "OfflineDataset":
+        return OfflineDataset({name: np.asarray(v)[rows] for name, v in self.arrays.items()})
 
 
 @final
@@ -125,14 +138,13 @@ class RejuvenatedDataset(Dataset):
 
     def __init__(
         self,
-        bank: Batch,
+        bank: Batch | Chains,
         rejuvenation: Rejuvenation,
         num_moves: int,
         _function: Callable[[Batch], Batch] | None = None,
     ) -> None:
-        self._bank, self._rejuvenation, self._num_moves = bank, rejuvenation, num_moves
-        self._function = _function
-        self.arrays = jax.jit(rejuvenation.start)(bank)
+        self._rejuvenation, self._num_moves, self._function = rejuvenation, num_moves, _function
+        self.arrays = bank if isinstance(bank, Chains) else jax.jit(rejuvenation.start)(bank)
 
     def __len__(self) -> int:
         return len(self.arrays.position)
@@ -149,7 +161,7 @@ class RejuvenatedDataset(Dataset):
         return _rows(epoch, step, batch_size)
 
     def map(self, function: Callable[[Batch], Batch]) -> "RejuvenatedDataset":
-        return RejuvenatedDataset(self._bank, self._rejuvenation, self._num_moves, function)
+        return RejuvenatedDataset(self.arrays, self._rejuvenation, self._num_moves, function)
 
 
 def _rows(epoch: Any, step: Array, batch_size: int) -> Batch:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array, lax, random
 
+from numpyro_amortized.adapters.adapter import Adapter
 from numpyro_amortized.adapters.latents import UnconstrainLatents, unconstrain_latents
 from numpyro_amortized.simulators.base import Simulator
 from numpyro_amortized.simulators.model import ModelSimulator
@@ -44,18 +45,21 @@ class Rejuvenation:
     Steps are of random size, log-uniform: posteriors may be of any width, no tuning is needed, and
     the kernel depends on nothing but the model, as exactness demands.
 
-    :param simulator: a traced model.
-    :param pilot: draws of all sites.
+    :param latents: the bijection of all continuous latents of a model.
     """
 
-    def __init__(self, simulator: ModelSimulator, pilot: Values) -> None:
-        self.simulator = simulator
-        names = tuple(
-            site.name
-            for site in simulator.sites.values()
-            if site.role == "latent" and jnp.issubdtype(site.dtype, jnp.floating)
-        )
-        self.latents: UnconstrainLatents = unconstrain_latents(simulator, names, pilot)
+    def __init__(self, latents: UnconstrainLatents) -> None:
+        self.simulator = latents.simulator
+        self.latents = latents
+
+    @staticmethod
+    def of(simulator: ModelSimulator, adapter: Adapter, bank: Values) -> "Rejuvenation":
+        """The moves for a bank; the bijection is the adapter's where that has all latents."""
+        names = continuous_latents(simulator)
+        for transform in adapter.transforms:
+            if isinstance(transform, UnconstrainLatents) and transform.names == names:
+                return Rejuvenation(transform)
+        return Rejuvenation(unconstrain_latents(simulator, names, bank))
 
     def start(self, bank: Values) -> Chains:
         """Chains at the latents of a bank, values ``(num_simulations, *shape)``."""
@@ -111,15 +115,23 @@ class Rejuvenation:
         return jnp.where(jnp.isnan(log_density), -jnp.inf, log_density)
 
 
+def continuous_latents(simulator: Simulator) -> tuple[str, ...]:
+    """Names of the continuous latent sites."""
+    return tuple(
+        site.name
+        for site in simulator.sites.values()
+        if site.role == "latent" and jnp.issubdtype(site.dtype, jnp.floating)
+    )
+
+
 def has_density(simulator: Simulator) -> bool:
     """Whether the joint density of a simulation is known, and there are latents to move."""
-    sites = [site for site in simulator.sites.values() if site.role != "deterministic"]
-    latents = [site for site in sites if site.role == "latent"]
+    names = continuous_latents(simulator)
     return (
         isinstance(simulator, ModelSimulator)
-        and all(site.has_density for site in sites)
-        and any(jnp.issubdtype(site.dtype, jnp.floating) for site in latents)
-        and all(has_bijection(s.support) for s in latents if jnp.issubdtype(s.dtype, jnp.floating))
+        and bool(names)
+        and all(s.has_density for s in simulator.sites.values() if s.role != "deterministic")
+        and all(has_bijection(simulator.sites[name].support) for name in names)
     )
 
 

@@ -113,16 +113,18 @@ def train(
     :raises ValueError: where most simulations of an epoch are not finite.
     :raises FloatingPointError: where most gradients of an epoch are not finite.
     """
-    params = jax.tree.map(jnp.array, params)  # own copies: the loop donates its state
-    state = TrainState(
-        params, optimizer.init(params), jax.tree.map(jnp.array, params), jnp.array(np.inf, jnp.result_type(float))
-    )
+    state, arrays = jax.jit(partial(_start, optimizer))(params, dataset.arrays)
     run = partial(
-        jax.jit(_run_epoch, static_argnames=("loss_fn", "dataset", "optimizer", "size"),
-                donate_argnames=("state", "arrays")),
-        loss_fn=loss_fn, dataset=dataset, optimizer=optimizer, size=(num_batches, batch_size),
+        jax.jit(
+            _run_epoch,
+            static_argnames=("loss_fn", "dataset", "optimizer", "size"),
+            donate_argnames=("state", "arrays"),
+        ),
+        loss_fn=loss_fn,
+        dataset=dataset,
+        optimizer=optimizer,
+        size=(num_batches, batch_size),
     )
-    arrays = jax.tree.map(jnp.array, dataset.arrays)
     rows: list[Metrics] = []
     seconds: list[float] = []
     with tqdm(total=epochs, disable=not progress_bar, unit="epoch") as bar:
@@ -134,6 +136,17 @@ def train(
             _check(rows[-1], num_batches, batch_size)
             _report(bar, rows[-1], num_batches / seconds[-1])
     return _result(state, rows, seconds, (num_batches, batch_size))
+
+
+def _start(
+    optimizer: optax.GradientTransformation, params: Params, arrays: Any
+) -> tuple[TrainState, Any]:
+    """State and arrays of the loop's own, since it donates them."""
+    best_loss = jnp.full((), jnp.inf, jnp.result_type(float))
+    params = jax.tree.map(jnp.copy, params)
+    best_params = jax.tree.map(jnp.copy, params)
+    state = TrainState(params, optimizer.init(params), best_params, best_loss)
+    return state, jax.tree.map(jnp.copy, arrays)
 
 
 def _run_epoch(

@@ -2,6 +2,7 @@
 """Approximators that are trained once and shared by the tests."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import jax
@@ -33,13 +34,27 @@ def compilations() -> list[str]:
     return _COMPILATIONS
 
 
-@pytest.fixture(scope="module")
-def unoptimized() -> Iterator[None]:
-    """Where a test takes its time from compiling, and not from running."""
+@contextmanager
+def without_optimizations() -> Iterator[None]:
+    """Where time goes into compiling, and not into running."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def unoptimized_module() -> Iterator[None]:
+    """For all tests of a file."""
+    with without_optimizations():
+        yield
+
+
+@pytest.fixture
+def unoptimized() -> Iterator[None]:
+    """For one test."""
+    with without_optimizations():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +76,7 @@ def approximate():
 def normal_mean(approximate) -> npa.ContinuousApproximator:
     """A set of ten normals with unknown mean, trained well."""
     approximator = approximate(models.normal_mean, np.zeros(10))
-    approximator.fit(random.key(0), epochs=20, progress_bar=False)
+    approximator.fit(random.key(0), epochs=60, progress_bar=False)
     return approximator
 
 
@@ -69,7 +84,7 @@ def normal_mean(approximate) -> npa.ContinuousApproximator:
 def regression(approximate) -> npa.ContinuousApproximator:
     """Normal regression with known covariates, trained well."""
     approximator = approximate(models.regression, models.DESIGN, np.zeros(len(models.DESIGN)))
-    approximator.fit(random.key(0), epochs=30, progress_bar=False)
+    approximator.fit(random.key(0), epochs=100, progress_bar=False)
     return approximator
 
 
@@ -77,7 +92,8 @@ def regression(approximate) -> npa.ContinuousApproximator:
 def hierarchy(approximate) -> npa.ContinuousApproximator:
     """Eight schools, hardly trained: for what holds of any network."""
     approximator = approximate(models.eight_schools, models.SIGMA, y=models.EFFECTS)
-    approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
+    with without_optimizations():
+        approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
     return approximator
 
 
@@ -85,5 +101,6 @@ def hierarchy(approximate) -> npa.ContinuousApproximator:
 def constrained(approximate) -> npa.ContinuousApproximator:
     """A site of every kind of support, hardly trained."""
     approximator = approximate(models.constrained, np.zeros(4))
-    approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
+    with without_optimizations():
+        approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
     return approximator

@@ -44,7 +44,7 @@ def find_sets(
     sites = simulator.sites
     observed = [site for site in sites.values() if site.role == "observed"]
     marginal = [s for s in sites.values() if s.role == "latent" and s.name not in inferred]
-    pilot = {name: jnp.asarray(value[:_NUM_PILOTS]) for name, value in pilot.items()}
+    pilot = {name: np.asarray(value[:_NUM_PILOTS]) for name, value in pilot.items()}
     sets: list[ObservedSet] = []
     reasons = {site.name: "no axis with several members" for site in observed}
     for axes in _candidates(observed):
@@ -126,11 +126,12 @@ def _is_invariant(simulator: ModelSimulator, axes: dict[str, int], pilot: Data) 
     before, magnitude = (np.asarray(part) for part in evaluate(values))
     size = next(values[name].shape[axis + 1] for name, axis in axes.items())
     usable = np.isfinite(before) & np.isfinite(magnitude)
-    for rng_key in random.split(random.key(2), _NUM_PERMUTATIONS):
-        # shifted by one, no member of a small set stays where it was in every permutation
-        order = jnp.roll(random.permutation(rng_key, size), 1)
+    generator = np.random.default_rng(0)
+    for shift in range(1, _NUM_PERMUTATIONS + 1):
+        # the first one is a plain shift, so that two members are certainly exchanged
+        order = np.roll(np.arange(size) if shift == 1 else generator.permutation(size), 1)
         permuted = {
-            name: jnp.take(value, order, axis=axes[name] + 1) if name in axes else value
+            name: np.take(value, order, axis=axes[name] + 1) if name in axes else value
             for name, value in values.items()
         }
         after = np.asarray(evaluate(permuted)[0])

@@ -16,6 +16,7 @@ from numpyro_amortized.adapters.base import Bijection, Data
 from numpyro_amortized.adapters.quantiles import from_normal, has_quantiles, to_normal
 from numpyro_amortized.simulators.dependence import Varying, varying_sites
 from numpyro_amortized.simulators.model import ModelSimulator
+from numpyro_amortized.simulators.tracing import Site, has_bijection
 
 
 def base_distribution(fn: dist.Distribution) -> dist.Distribution:
@@ -66,7 +67,11 @@ class UnconstrainLatents(Bijection):
     """
 
     def __init__(
-        self, simulator: ModelSimulator, maps: tuple[SiteMap, ...], mean: Array, scale: Array
+        self,
+        simulator: ModelSimulator,
+        maps: tuple[SiteMap, ...],
+        mean: np.ndarray,
+        scale: np.ndarray,
     ) -> None:
         self.simulator = simulator
         self.maps = maps
@@ -168,48 +173,53 @@ def unconstrain_latents(
     """
     values = {name: pilot[name][0] for name in names}
     varying = varying_sites(simulator, values)
-    trace = simulator.trace(random.key(0), values)
-    maps = tuple(
-        _choose_map(name, trace[name]["fn"], varying[name], prior_to_normal) for name in names
-    )
+    maps: list[SiteMap] = []
+
+    def choose() -> None:  # traced for types and shapes alone: nothing is computed
+        trace = simulator.trace(random.key(0), values)
+        for name in names:
+            site, fn = simulator.sites[name], trace[name]["fn"]
+            maps.append(_choose_map(site, fn, varying[name], prior_to_normal))
+
+    jax.eval_shape(choose)
     size = sum(int(np.prod(site_map.shape)) for site_map in maps)
-    raw = UnconstrainLatents(simulator, maps, jnp.zeros(size), jnp.ones(size))
+    dtype = jnp.result_type(float)
+    raw = UnconstrainLatents(simulator, tuple(maps), np.zeros(size, dtype), np.ones(size, dtype))
     draws = jax.jit(jax.vmap(raw.forward))({name: pilot[name] for name in names})
     exact = np.concatenate([np.full(int(np.prod(m.shape)), m.by_prior) for m in maps])
     mean, scale = _moments(np.asarray(draws["inference_variables"]), exact)
-    return UnconstrainLatents(simulator, maps, mean, scale)
+    return UnconstrainLatents(simulator, tuple(maps), mean, scale)
 
 
 def _choose_map(
-    name: str, fn: dist.Distribution, varying: Varying, prior_to_normal: bool
+    site: Site, fn: dist.Distribution, varying: Varying, prior_to_normal: bool
 ) -> SiteMap:
     if varying.support:
         raise ValueError(
-            f"Site '{name}' is to be inferred, but its support depends on sites that are not. "
+            f"Site '{site.name}' is to be inferred, but its support depends on sites that are not. "
             "Infer those too: add them to `sites`."
         )
     if fn.support.is_discrete:
         raise ValueError(
-            f"Site '{name}' is discrete and cannot be inferred as a density. Leave it out of "
+            f"Site '{site.name}' is discrete and cannot be inferred as a density. Leave it out of "
             "`sites`: it is then marginalized by simulation."
         )
-    try:
-        shape = biject_to(fn.support).inverse_shape(fn.batch_shape + fn.event_shape)
-    except NotImplementedError as error:
+    if not has_bijection(fn.support):
         raise ValueError(
-            f"Site '{name}' has support {fn.support}, which has no bijection to real numbers. "
+            f"Site '{site.name}' has support {fn.support}, which has no bijection to real numbers. "
             "Leave it out of `sites`, or write the model with an unconstrained parametrization "
             "of it, for example through `numpyro.handlers.reparam`."
-        ) from error
+        )
     by_prior = prior_to_normal and not varying.distribution and has_quantiles(base_distribution(fn))
-    fixed = varying.distribution and not by_prior
-    return SiteMap(name, tuple(shape), by_prior, fn.support if fixed else None)
+    shape = biject_to(fn.support).inverse_shape(site.shape)
+    follows_trace = by_prior or not varying.distribution
+    return SiteMap(site.name, tuple(shape), by_prior, None if follows_trace else site.support)
 
 
-def _moments(draws: np.ndarray, exact: np.ndarray) -> tuple[Array, Array]:
+def _moments(draws: np.ndarray, exact: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Robust moments of the vector; those mapped by their prior are standard already."""
     draws = draws[np.isfinite(draws).all(-1)]
     low, middle, high = np.quantile(draws, [0.1587, 0.5, 0.8413], axis=0)
     scale = np.where(high > low, (high - low) / 2, 1.0)
     mean, scale = np.where(exact, 0.0, middle), np.where(exact, 1.0, scale)
-    return jnp.asarray(mean, draws.dtype), jnp.asarray(scale, draws.dtype)
+    return mean.astype(draws.dtype), scale.astype(draws.dtype)

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from enum import Enum
+from types import ModuleType
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -40,16 +41,16 @@ class Standardization(NamedTuple):
         return (squashed - self.mean) / self.scale
 
 
-def _squash(squash: Squash, x: Array, center: np.ndarray, spread: np.ndarray) -> Array:
+def _squash(squash: Squash, x, center: np.ndarray, spread: np.ndarray, xp: ModuleType = jnp):
     match squash:
         case Squash.IDENTITY:
             return x
         case Squash.ASINH:
-            return jnp.arcsinh((x - center) / spread)
+            return xp.arcsinh((x - center) / spread)
         case Squash.LOG1P:
-            return jnp.log1p(jnp.maximum(x, 0) / spread)
+            return xp.log1p(xp.maximum(x, 0) / spread)
         case Squash.LOG:
-            return jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
+            return xp.log(xp.maximum(x, xp.finfo(x.dtype).tiny))
 
 
 def fit_standardization(draws: np.ndarray, pooled_axes: Sequence[int]) -> Standardization:
@@ -66,7 +67,7 @@ def fit_standardization(draws: np.ndarray, pooled_axes: Sequence[int]) -> Standa
     candidates = [Squash.IDENTITY, Squash.ASINH]
     if (draws >= 0).all():
         candidates += [Squash.LOG1P] + ([Squash.LOG] if (draws > 0).all() else [])
-    squashed = {c: np.asarray(_squash(c, jnp.asarray(draws), center, spread)) for c in candidates}
+    squashed = {c: _squash(c, draws, center, spread, np) for c in candidates}
     scores = {
         c: _normality(values, axes) - (0 if c is Squash.IDENTITY else _GAIN)
         for c, values in squashed.items()
@@ -89,15 +90,19 @@ def _quantile_moments(draws: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndar
 def _normality(values: np.ndarray, axes: tuple[int, ...]) -> float:
     """Mean correlation of the sorted values with normal quantiles (Filliben, 1975)."""
     kept = [axis for axis in range(values.ndim) if axis not in axes]
-    columns = np.sort(np.transpose(values, kept + list(axes)).reshape(
-        int(np.prod([values.shape[axis] for axis in kept])), -1
-    ))
+    columns = np.sort(
+        np.transpose(values, kept + list(axes)).reshape(
+            int(np.prod([values.shape[axis] for axis in kept])), -1
+        )
+    )
     columns = columns[columns[:, 0] < columns[:, -1]].astype(np.float64)
     if not len(columns):
         return 1.0
     quantiles = ndtri((np.arange(columns.shape[1]) + 0.5) / columns.shape[1])
     columns -= columns.mean(1, keepdims=True)
-    return float(np.mean(columns @ quantiles / np.linalg.norm(columns, axis=1)) / np.linalg.norm(quantiles))
+    return float(
+        np.mean(columns @ quantiles / np.linalg.norm(columns, axis=1)) / np.linalg.norm(quantiles)
+    )
 
 
 class StandardizeObserved(Transform):

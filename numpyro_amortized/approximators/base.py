@@ -4,8 +4,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -35,7 +33,9 @@ class Approximator(ABC):
     :param adapter: sites to network inputs.
     """
 
-    def __init__(self, source: Simulator | Callable[[], object], *, adapter: Adapter | None) -> None:
+    def __init__(
+        self, source: Simulator | Callable[[], object], *, adapter: Adapter | None
+    ) -> None:
         self.source = source if isinstance(source, Simulator) else _model_simulator(source)
         self.adapter = Adapter.for_posterior(self.source) if adapter is None else adapter
         self._modules: nnx.Dict | None = None
@@ -131,11 +131,12 @@ class Approximator(ABC):
             dataset = dataset.finite()
             size = int(np.ceil(min(_VALIDATION_SHARE * len(dataset), _MAX_VALIDATION)))
             if not isinstance(validation, Mapping):
-                dataset, validation = dataset.split(split_key, validation or size)
+                dataset, held_out = dataset.split(split_key, validation or size)
+                validation = held_out.arrays
             if num_moves is None:
                 num_moves = _NUM_MOVES if has_density(self.source) else 0
             if num_moves:
-                moves = Rejuvenation(self.source, jax.device_get(dataset.arrays))
+                moves = Rejuvenation.of(self.source, self.adapter, dataset.arrays)
                 dataset = RejuvenatedDataset(dataset.arrays, moves, num_moves)
         if not isinstance(validation, Mapping):
             validation = self.source.sample(validation_key, validation or 1000)
@@ -160,7 +161,7 @@ class Approximator(ABC):
                     f"dataset: site '{site.name}': expected shape (num_simulations, "
                     f"{', '.join(map(str, site.shape))}), got {np.shape(bank[site.name])}."
                 )
-        return {site.name: jnp.asarray(bank[site.name], site.dtype) for site in needed}
+        return {site.name: np.asarray(bank[site.name], site.dtype) for site in needed}
 
     def _initialize(self, rng_key: Array) -> None:
         if self._modules is None:
@@ -200,7 +201,11 @@ def _check_positive(**values: int | None) -> None:
 
 
 def _default_num_batches(inputs: Dataset, batch_size: int) -> int:
-    return max(1, len(inputs) // batch_size) if isinstance(inputs, OfflineDataset | RejuvenatedDataset) else 100
+    return (
+        max(1, len(inputs) // batch_size)
+        if isinstance(inputs, OfflineDataset | RejuvenatedDataset)
+        else 100
+    )
 
 
 def _fit_to_bank(inputs: Dataset, batch_size: int, num_batches: int) -> tuple[int, int]:

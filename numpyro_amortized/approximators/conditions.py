@@ -29,9 +29,7 @@ class Conditions(NamedTuple):
         return result if self.is_batch else jax.tree.map(lambda array: array[0], result)
 
 
-def check_conditions(
-    sites: Mapping[str, Site], conditions: Mapping[str, ArrayLike]
-) -> Conditions:
+def check_conditions(sites: Mapping[str, Site], conditions: Mapping[str, ArrayLike]) -> Conditions:
     """Validate the values of the observed sites.
 
     :param sites: the sites of the simulator.
@@ -205,11 +203,7 @@ def _leading(site: Site, array: Array, allowed: tuple[int, ...]) -> tuple[int, t
     own = array.shape[extra:] if extra >= 0 else array.shape
     if extra in allowed and own == site.shape:
         return extra, array.shape[:extra]
-    sized = [
-        axis
-        for axis in site.data_sized
-        if extra in allowed and own[axis] != site.shape[axis]
-    ]
+    sized = [axis for axis in site.data_sized if extra in allowed and own[axis] != site.shape[axis]]
     axes = ", ".join(["batch", "samples"][: max(allowed)])
     hint = (
         f" Axis {sized[0]} follows the size of the data, but training saw only the length "

@@ -145,9 +145,7 @@ class ContinuousApproximator(Approximator):
         checked = check_conditions(self.source.sites, conditions)
         context = self._encode(graphdef, state, checked.values)
         frozen = Frozen(self, graphdef, state)
-        return AmortizedPosterior(
-            checked.unbatch(context), checked.unbatch(checked.values), frozen
-        )
+        return AmortizedPosterior(checked.unbatch(context), checked.unbatch(checked.values), frozen)
 
     def to_inference_data(
         self, rng_key: Array, conditions: Mapping[str, ArrayLike], *, num_samples: int = 1000
@@ -176,7 +174,9 @@ class ContinuousApproximator(Approximator):
         lines += [f"inference network: {_network_name(self.inference_network)}"]
         if self._summarizes:
             lines += [f"summary network: {_network_name(self.summary_network)}"]
-        lines += ["override: Adapter.for_posterior(simulator, sites=..., sets={site: axis or None})"]
+        lines += [
+            "override: Adapter.for_posterior(simulator, sites=..., sets={site: axis or None})"
+        ]
         return "\n  ".join("\n".join(lines).splitlines())
 
     @cached_property

@@ -6,14 +6,15 @@ from typing import Protocol, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array, lax, random
 
+from numpyro_amortized.initializers import host_generator
 from numpyro_amortized.networks.base import DensityNetwork
-from numpyro_amortized.networks.mlp import MLP
+from numpyro_amortized.networks.mlp import MLP, swish
 from numpyro_amortized.networks.splines import Spline
 
-LIN=[True]
 _LOG_2PI = 1.8378770664093453
 
 
@@ -45,8 +46,10 @@ class DualCoupling(nnx.Module):
     ) -> None:
         self.transform = nnx.static(transform)
         self.split = size // 2
-        order = random.permutation(rngs.params(), size)
-        self.permutation = Permutation(jax.nn.one_hot(order, size))
+        order = host_generator(rngs.params()).permutation(size)
+        self.permutation = Permutation(
+            jnp.asarray(np.eye(size, dtype=jnp.result_type(float))[order])
+        )
 
         def subnet(given: int, transformed: int) -> MLP:
             return MLP(
@@ -56,7 +59,7 @@ class DualCoupling(nnx.Module):
                 widths=widths,
                 activation=activation,
                 zero_init=True,
-                linear_path=LIN[0],
+                linear_path=True,
                 rngs=rngs,
             )
 
@@ -128,7 +131,7 @@ class CouplingFlow(DensityNetwork):
         transform: Transform = Spline(bins=16),  # noqa: B008
         depth: int = 6,
         widths: Sequence[int] = (128, 128),
-        activation: Callable[[Array], Array] = jax.nn.silu,
+        activation: Callable[[Array], Array] = swish,
         rngs: nnx.Rngs,
     ) -> None:
         if size + condition_size < 2 and size < 1:
@@ -136,10 +139,8 @@ class CouplingFlow(DensityNetwork):
         self.size = size
         self.condition_size = condition_size
 
-        @nnx.split_rngs(splits=depth)
-        @nnx.vmap
-        def layer(rngs: nnx.Rngs) -> DualCoupling:
-            return DualCoupling(
+        layers = [
+            DualCoupling(
                 size,
                 condition_size,
                 transform=transform,
@@ -147,8 +148,9 @@ class CouplingFlow(DensityNetwork):
                 activation=activation,
                 rngs=rngs,
             )
-
-        self.layers = layer(rngs)
+            for _ in range(depth)
+        ]
+        self.layers = stack(layers)
 
     def log_prob(self, variables: Array, context: Array) -> Array:
         base, log_det = self._scan(DualCoupling.forward, variables, context, reverse=False)
@@ -188,6 +190,14 @@ class CouplingFlow(DensityNetwork):
         x = jnp.broadcast_to(x, (*batch, self.size))
         (x, log_det), _ = lax.scan(step, (x, jnp.zeros(batch, x.dtype)), state, reverse=reverse)
         return x, log_det
+
+
+def stack(modules: Sequence[nnx.Module]) -> nnx.Module:
+    """One module whose variables are those of equal modules along a new first axis."""
+    graphdef = nnx.split(modules[0])[0]
+    states = [nnx.split(module)[1] for module in modules]
+    stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *states)
+    return nnx.merge(graphdef, stacked)
 
 
 def _standard_normal(x: Array) -> Array:

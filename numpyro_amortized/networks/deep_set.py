@@ -4,12 +4,11 @@
 from collections.abc import Callable, Sequence
 from typing import final
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from numpyro_amortized.networks.mlp import MLP
+from numpyro_amortized.networks.mlp import MLP, swish
 
 
 @final
@@ -38,7 +37,7 @@ class DeepSet(nnx.Module):
         *,
         widths: Sequence[int] = (64, 64),
         embedding_size: int = 64,
-        activation: Callable[[Array], Array] = jax.nn.silu,
+        activation: Callable[[Array], Array] = swish,
         rngs: nnx.Rngs,
     ) -> None:
         self.summary_size = summary_size

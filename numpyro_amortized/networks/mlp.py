@@ -3,24 +3,31 @@
 
 from collections.abc import Callable, Sequence
 
-import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
+
+from numpyro_amortized.initializers import he_normal, zeros
 
 
 def dense(
     in_size: int, out_size: int, *, zero: bool = False, bias: bool = True, rngs: nnx.Rngs
 ) -> nnx.Linear:
     """A linear layer at full precision: TPUs would otherwise multiply in bfloat16."""
-    initializer = nnx.initializers.zeros if zero else nnx.initializers.he_normal()
     return nnx.Linear(
         in_size,
         out_size,
         use_bias=bias,
-        kernel_init=initializer,
+        kernel_init=zeros if zero else he_normal,
+        bias_init=zeros,
         precision=lax.Precision.HIGHEST,
         rngs=rngs,
     )
+
+
+def swish(x: Array) -> Array:
+    """``x sigmoid(x)`` by the hyperbolic tangent, which vectorizes where the logistic does not."""
+    return x * (0.5 + 0.5 * jnp.tanh(0.5 * x))
 
 
 class MLP(nnx.Module):
@@ -45,7 +52,7 @@ class MLP(nnx.Module):
         *,
         widths: Sequence[int] = (128, 128),
         context_size: int = 0,
-        activation: Callable[[Array], Array] = jax.nn.silu,
+        activation: Callable[[Array], Array] = swish,
         zero_init: bool = False,
         linear_path: bool = False,
         rngs: nnx.Rngs,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from numpyro_amortized.networks.affine import Affine
 
@@ -42,29 +42,31 @@ class Spline(NamedTuple):
         :param x: shape ``(*batch,)``.
         :return: the transformed value and the log derivative, each ``(*batch,)``.
         """
-        affine, knots = params[..., :2], self._knots(params[..., 2:])
-        u, log_scale = Affine().forward(affine, x)
-        y, log_slope = _forward(_bin(knots, u, by=0), u, self.bound)
+        u, log_scale = Affine().forward(params[..., :2], x)
+        y, log_slope = _forward(_bin(self._knots(params), u, by=0), u, self.bound)
         return y, log_scale + log_slope
 
     def inverse(self, params: Array, y: Array) -> tuple[Array, Array]:
         """From the base space; shapes as in :meth:`forward`, log derivative of the inverse."""
-        affine, knots = params[..., :2], self._knots(params[..., 2:])
-        u, log_slope = _inverse(_bin(knots, y, by=1), y, self.bound)
-        x, log_scale = Affine().inverse(affine, u)
+        u, log_slope = _inverse(_bin(self._knots(params), y, by=1), y, self.bound)
+        x, log_scale = Affine().inverse(params[..., :2], u)
         return x, log_slope + log_scale
 
     def _knots(self, params: Array) -> tuple[Array, Array, Array]:
-        """Widths and heights of the bins, shape ``(..., bins)``; derivatives ``(..., bins + 1)``."""
-        widths, heights, slopes = jnp.split(params, [self.bins, 2 * self.bins], axis=-1)
+        """Widths and heights of the bins, shape ``(bins, ...)``; derivatives ``(bins + 1, ...)``.
+
+        Bins come first: sums over them then run along the batch, which vectorizes.
+        """
+        params = jnp.moveaxis(params[..., 2:], -1, 0)
+        widths, heights, slopes = jnp.split(params, [self.bins, 2 * self.bins])
         # softplus(x + shift) is 1 at x = 0: the spline starts as the identity
         shift = math.log(math.expm1(1 - _MIN_SIZE))
         slopes = _MIN_SIZE + jax.nn.softplus(slopes + shift)
-        ends = [(0, 0)] * (slopes.ndim - 1) + [(1, 1)]
+        ends = [(1, 1)] + [(0, 0)] * (slopes.ndim - 1)
         return self._sizes(widths), self._sizes(heights), jnp.pad(slopes, ends, constant_values=1.0)
 
     def _sizes(self, logits: Array) -> Array:
-        shares = _MIN_SIZE + (1 - _MIN_SIZE * self.bins) * jax.nn.softmax(logits)
+        shares = _MIN_SIZE + (1 - _MIN_SIZE * self.bins) * jax.nn.softmax(logits, axis=0)
         return 2 * self.bound * shares
 
 
@@ -82,27 +84,23 @@ class _Bin(NamedTuple):
 def _bin(knots: tuple[Array, Array, Array], value: Array, *, by: int) -> _Bin:
     """Select by a one-hot product: its gradient is a product too, not a scatter."""
     widths, heights, slopes = knots
-    bins = widths.shape[-1]
-    bound = jnp.sum(widths[..., :1] * 0, axis=-1) + jnp.sum(widths, axis=-1) / 2
-    before = jnp.triu(jnp.ones((bins, bins), widths.dtype), 1)  # column k sums the bins before k
-    sizes = knots[by]
-    left = jnp.matmul(sizes, before, precision=lax.Precision.HIGHEST) - bound[..., None]
-    reached = value[..., None] >= left
-    reached = reached.at[..., 0].set(True)
-    last = jnp.concatenate([~reached[..., 1:], jnp.ones_like(reached[..., :1])], axis=-1)
-    chosen = (reached & last).astype(widths.dtype)
-    earlier = (reached & ~last).astype(widths.dtype)
+    bound = jnp.sum(knots[by], axis=0) / 2
+    ends = jnp.cumsum(knots[by][:-1], axis=0) - bound
+    reached = jnp.concatenate([jnp.ones_like(value)[None] > 0, value >= ends])
+    left = jnp.concatenate([reached[1:], jnp.zeros_like(value)[None] > 0])
+    chosen = (reached & ~left).astype(value.dtype)
+    earlier = left.astype(value.dtype)
 
-    def pick(array: Array) -> Array:
-        return jnp.sum(chosen * array, axis=-1)
+    def pick(weights: Array, array: Array) -> Array:
+        return jnp.sum(weights * array, axis=0)
 
     return _Bin(
-        x=jnp.sum(earlier * widths, axis=-1) - bound,
-        y=jnp.sum(earlier * heights, axis=-1) - bound,
-        width=pick(widths),
-        height=pick(heights),
-        slope=pick(slopes[..., :-1]),
-        next_slope=pick(slopes[..., 1:]),
+        x=pick(earlier, widths) - bound,
+        y=pick(earlier, heights) - bound,
+        width=pick(chosen, widths),
+        height=pick(chosen, heights),
+        slope=pick(chosen, slopes[:-1]),
+        next_slope=pick(chosen, slopes[1:]),
     )
 
 

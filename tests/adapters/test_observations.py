@@ -12,7 +12,6 @@ from jax import random
 import numpyro_amortized as npa
 from tests import models
 
-
 KINDS = {
     "normal": lambda mu: dist.Normal(mu, 1),
     "large": lambda mu: dist.Normal(1e6 + 1e3 * mu, 1e3),

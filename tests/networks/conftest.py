@@ -5,5 +5,5 @@ import pytest
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick(unoptimized):
-    """See ``unoptimized``."""
+def unoptimized_everywhere(unoptimized_module):
+    """See ``unoptimized_module``."""
