@@ -59,7 +59,7 @@ def comparison(amortized: dict[str, np.ndarray], reference: dict[str, np.ndarray
     """A table of means and standard deviations, and how far apart they are."""
     rows = [
         f"{'':9s} {'amortized':>17s} {'NUTS':>17s} {'difference of':>15s} {'ratio of':>8s}",
-        f"{'':9s} {'mean':>8s} {'sd':>8s} {'mean':>8s} {'sd':>8s} {'means (in sd)':>15s} {'sds':>8s}",
+        f"{'':9s}" + f" {'mean':>8s} {'sd':>8s}" * 2 + f" {'means (in sd)':>15s} {'sds':>8s}",
     ]
     for name, draws in amortized.items():
         mean, sd = draws.mean(), draws.std()
@@ -71,9 +71,7 @@ def comparison(amortized: dict[str, np.ndarray], reference: dict[str, np.ndarray
     return "\n".join(rows)
 
 
-def picture(
-    amortized: dict[str, np.ndarray], reference: dict[str, np.ndarray], path: Path
-) -> None:
+def picture(amortized: dict[str, np.ndarray], reference: dict[str, np.ndarray], path: Path) -> None:
     """Medians with 50 % and 90 % intervals of both posteriors, over the observed effects."""
     import matplotlib
 

@@ -2,11 +2,12 @@
 """Results in ArviZ's schema."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+import numpy.typing as npt
 from jax import Array, random
 from jax.typing import ArrayLike
 
@@ -44,8 +45,8 @@ def to_inference_data(
         )
     checked = check_conditions(approximator.source.sites, conditions)
     draw_key, predict_key, prior_key = random.split(typed_key(rng_key), 3)
-    groups = _posterior_groups(draw_key, predict_key, approximator, checked, num_samples)
-    groups = {name: _as_chains(group, checked) for name, group in groups.items() if group}
+    draws = _posterior_groups(draw_key, predict_key, approximator, checked, num_samples)
+    groups = {name: _as_chains(group, checked) for name, group in draws.items() if group}
     groups |= _prior_groups(prior_key, approximator, num_samples)
     groups["observed_data"] = dict(jax.device_get(checked.unbatch(checked.values)))
     groups["constant_data"] = _constant_data(approximator.source)
@@ -60,12 +61,12 @@ def _tree(
     from arviz_base import dict_to_dataset
 
     plates = {name: size for site in sites.values() for name, _, size in site.plates}
-    coords = {name: np.arange(size) for name, size in plates.items()}
+    coords: dict[Hashable, npt.ArrayLike] = {name: np.arange(n) for name, n in plates.items()}
     datasets = {}
     for group, values in groups.items():
         sample_dims = [] if group.endswith("_data") else ["chain", "draw"]
         lead = ["dataset"] if is_batch and group not in _UNBATCHED else []
-        dims = {
+        dims: dict[Hashable, Sequence[Hashable]] = {
             name: lead + _dims(name, np.shape(value)[len(sample_dims + lead) :], sites, plates)
             for name, value in values.items()
         }
@@ -102,7 +103,7 @@ def _posterior_groups(
     approximator: "ContinuousApproximator",
     checked: Conditions,
     num_samples: int,
-) -> dict[str, Group]:
+) -> dict[str, dict[str, Array]]:
     """Values with leading axes ``(num_conditions, num_samples)``."""
     sites, log_q = approximator.sample_and_log_prob(draw_key, num_samples, checked.values)
     predictive = approximator.predictive

@@ -13,7 +13,6 @@ latents in every epoch keeps a network from learning those of a small bank by he
 2. *Getting it right: joint distribution tests of posterior simulators*, Geweke (2004).
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -79,10 +78,10 @@ class Rejuvenation:
 
     def move(self, rng_key: Array, chains: Chains, num_moves: int) -> Chains:
         """Move every chain; pure and traceable."""
-        step = partial(jax.vmap(self._step))
+        step = jax.vmap(self._step)
         keys = random.split(rng_key, (num_moves, len(chains.position)))
 
-        def body(state, keys):
+        def body(state: tuple[Array, Array], keys: Array) -> tuple[tuple[Array, Array], None]:
             return step(keys, *state, chains.rest), None
 
         (position, log_density), _ = lax.scan(body, (chains.position, chains.log_density), keys)
@@ -93,7 +92,9 @@ class Rejuvenation:
         inverse = jax.vmap(lambda z: self.latents.inverse({"inference_variables": z}))
         return inverse(chains.position) | chains.rest
 
-    def _step(self, rng_key, position, log_density, rest):
+    def _step(
+        self, rng_key: Array, position: Array, log_density: Array, rest: Values
+    ) -> tuple[Array, Array]:
         size_key, direction_key, accept_key = random.split(rng_key, 3)
         share = random.uniform(size_key)
         scale = _SMALLEST_STEP**share * 2.4 / jnp.sqrt(position.shape[-1])

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from numpyro_amortized.datasets import Batch, Dataset, finite_rows
 
 Params = Any
+Carry = tuple[Params, optax.OptState]
 LossFn = Callable[[Params, Array, Batch], Array]
 
 
@@ -63,7 +64,7 @@ class Metrics(NamedTuple):
 
 
 def default_optimizer(
-    num_steps: int, *, learning_rate: float = 1e-3, weight_decay: float = 1e-4
+    num_steps: int, *, learning_rate: float = 2e-3, weight_decay: float = 1e-4
 ) -> optax.GradientTransformation:
     """AdamW with clipped gradients, warm-up and cosine decay.
 
@@ -164,14 +165,13 @@ def _run_epoch(
     start_key, step_key, validation_key = random.split(rng_key, 3)
     arrays, epoch = dataset.start(start_key, arrays)
 
-    def step(carry, index):
-        params, opt_state = carry
+    def step(carry: Carry, index: Array) -> tuple[Carry, tuple[Array, ...]]:
         batch = dataset.batch(epoch, index, batch_size)
         loss = partial(_mean_loss, loss_fn, random.fold_in(step_key, index), batch)
-        (value, used), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (value, used), grads = jax.value_and_grad(loss, has_aux=True)(carry[0])
         good = (used > 0) & jnp.isfinite(optax.tree.norm(grads))
 
-        def update(carry):
+        def update(carry: Carry) -> Carry:
             updates, opt_state = optimizer.update(grads, carry[1], carry[0])
             return optax.apply_updates(carry[0], updates), opt_state
 
@@ -193,7 +193,9 @@ def _run_epoch(
     return state, arrays, Metrics(loss, used.sum(), (~good).sum(), held_out)
 
 
-def _mean_loss(loss_fn: LossFn, rng_key: Array, batch: Batch, params: Params):
+def _mean_loss(
+    loss_fn: LossFn, rng_key: Array, batch: Batch, params: Params
+) -> tuple[Array, Array]:
     """Mean over the simulations with finite values, and their number."""
     usable = finite_rows(batch)
     # zeros instead of what is not finite: a gradient would carry it through the mask

@@ -35,10 +35,10 @@ def compilations() -> list[str]:
 
 
 @contextmanager
-def without_optimizations() -> Iterator[None]:
-    """Where time goes into compiling, and not into running."""
+def optimizations(enabled: bool) -> Iterator[None]:
+    """XLA's: to be left out where time goes into compiling, and not into running."""
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", not enabled)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 
@@ -46,14 +46,14 @@ def without_optimizations() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def unoptimized_module() -> Iterator[None]:
     """For all tests of a file."""
-    with without_optimizations():
+    with optimizations(False):
         yield
 
 
 @pytest.fixture
 def unoptimized() -> Iterator[None]:
     """For one test."""
-    with without_optimizations():
+    with optimizations(False):
         yield
 
 
@@ -76,7 +76,8 @@ def approximate():
 def normal_mean(approximate) -> npa.ContinuousApproximator:
     """A set of ten normals with unknown mean, trained well."""
     approximator = approximate(models.normal_mean, np.zeros(10))
-    approximator.fit(random.key(0), epochs=60, progress_bar=False)
+    with optimizations(True):
+        approximator.fit(random.key(0), epochs=60, progress_bar=False)
     return approximator
 
 
@@ -84,7 +85,8 @@ def normal_mean(approximate) -> npa.ContinuousApproximator:
 def regression(approximate) -> npa.ContinuousApproximator:
     """Normal regression with known covariates, trained well."""
     approximator = approximate(models.regression, models.DESIGN, np.zeros(len(models.DESIGN)))
-    approximator.fit(random.key(0), epochs=100, progress_bar=False)
+    with optimizations(True):
+        approximator.fit(random.key(0), epochs=100, progress_bar=False)
     return approximator
 
 
@@ -92,7 +94,7 @@ def regression(approximate) -> npa.ContinuousApproximator:
 def hierarchy(approximate) -> npa.ContinuousApproximator:
     """Eight schools, hardly trained: for what holds of any network."""
     approximator = approximate(models.eight_schools, models.SIGMA, y=models.EFFECTS)
-    with without_optimizations():
+    with optimizations(False):
         approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
     return approximator
 
@@ -101,6 +103,6 @@ def hierarchy(approximate) -> npa.ContinuousApproximator:
 def constrained(approximate) -> npa.ContinuousApproximator:
     """A site of every kind of support, hardly trained."""
     approximator = approximate(models.constrained, np.zeros(4))
-    with without_optimizations():
+    with optimizations(False):
         approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
     return approximator

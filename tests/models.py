@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax import lax
 from numpyro.contrib.control_flow import scan
 
 EFFECTS = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])
@@ -99,16 +98,3 @@ def masked(y, keep):
     mu = numpyro.sample("mu", dist.Normal(0, 1))
     with numpyro.plate("n", len(y)), numpyro.handlers.mask(mask=keep):
         numpyro.sample("y", dist.Normal(mu, 1), obs=y)
-
-
-def counts(y):
-    rate = numpyro.sample("rate", dist.LogNormal(3, 2))
-    with numpyro.plate("n", len(y)):
-        numpyro.sample("y", dist.Poisson(jnp.clip(rate, 0, 1e6)), obs=y)
-
-
-def often_undefined(y):
-    """A share of the simulations is not finite, about Phi(mu) of them."""
-    mu = numpyro.sample("mu", dist.Normal(0, 1))
-    y = numpyro.sample("y", dist.Normal(mu, 1), obs=y)
-    return lax.stop_gradient(y)

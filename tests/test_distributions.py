@@ -11,6 +11,7 @@ from jax import random
 from numpyro import handlers
 
 import numpyro_amortized as npa
+from tests import models
 
 Y = np.linspace(-1, 2, 6).astype(np.float32)
 BATCH = np.stack([Y, -Y, Y + 1])
@@ -97,10 +98,8 @@ def test_is_a_site_of_a_model(one):
 
 
 def test_frozen_at_its_time(approximate):
-    from tests import models
-
     approximator = approximate(models.normal_mean, np.zeros(4))
-    fit = dict(epochs=1, num_batches=10, progress_bar=False)
+    fit = {"epochs": 1, "num_batches": 10, "progress_bar": False}
     approximator.fit(random.key(0), **fit)
     posterior = approximator.posterior({"y": np.ones(4)})
     before = posterior.log_prob(jnp.zeros(1))

@@ -16,7 +16,7 @@ from numpyro_amortized.datasets import OfflineDataset, OnlineDataset, finite_row
 from numpyro_amortized.training import default_optimizer, train
 from tests import models
 
-SHORT = dict(epochs=2, num_batches=5, batch_size=32, progress_bar=False)
+SHORT = {"epochs": 2, "num_batches": 5, "batch_size": 32, "progress_bar": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -188,7 +188,7 @@ def test_steps_that_are_not_finite_are_left_out():
 
     best, history = run(jnp.ones(100).at[0].set(0))
     assert jnp.isfinite(best) and history.skipped_steps == 1
-    with pytest.raises(FloatingPointError, match="10 of 10 steps.*Lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"10 of 10 steps.*Lower the learning rate"):
         run(jnp.zeros(100))
 
 
@@ -205,11 +205,11 @@ def test_undefined_simulations_in_a_bank(approximate, bank):
     broken = bank | {"y": np.where(np.arange(200)[:, None] % 4 == 0, np.nan, bank["y"])}
     history = approximator.fit(random.key(0), dataset=broken, **SHORT)
     assert np.isfinite(history.loss).all()
-    assert history.skipped_simulations == 50, "what is left out is counted"
+    assert history.skipped_simulations == 50
 
 
 def test_mostly_undefined_simulations(approximate, bank):
-    with pytest.raises(ValueError, match="not finite.*Restrict the priors"):
+    with pytest.raises(ValueError, match=r"not finite.*Restrict the priors"):
         approximate(partly_undefined(0.8), 0.0)
     approximator = approximate(models.normal_mean, np.zeros(4))
     broken = bank | {"y": np.where(np.arange(200)[:, None] % 4, np.nan, bank["y"])}
@@ -230,14 +230,15 @@ def test_default_optimizer_warms_up_and_decays():
     assert jnp.isfinite(huge)
 
 
+def epoch_of(dataset, seed, num_batches, batch_size):
+    _, epoch = dataset.start(random.key(seed), dataset.arrays)
+    return [dataset.batch(epoch, jnp.asarray(i), batch_size) for i in range(num_batches)]
+
+
 def test_every_simulation_once_in_an_epoch():
     data = OfflineDataset({"x": jnp.arange(12)})
-    orders = []
-    for seed in (0, 1):
-        epoch = data.start(random.key(seed), data.arrays)
-        batches = [data.batch(epoch, data.arrays, jnp.asarray(i), 4)["x"] for i in range(3)]
-        orders.append(np.concatenate(batches))
-        assert sorted(orders[-1].tolist()) == list(range(12))
+    orders = [np.concatenate([b["x"] for b in epoch_of(data, seed, 3, 4)]) for seed in (0, 1)]
+    assert all(sorted(order.tolist()) == list(range(12)) for order in orders)
     assert (orders[0] != orders[1]).any()
 
 
@@ -245,17 +246,16 @@ def test_split_and_finite():
     data = OfflineDataset({"x": jnp.arange(10.0).at[3].set(jnp.nan), "n": jnp.arange(10)})
     assert len(data.finite()) == 9
     rest, held_out = data.split(random.key(0), 4)
-    assert len(rest) == 6
-    assert sorted([*rest.arrays["n"].tolist(), *held_out["n"].tolist()]) == list(range(10))
+    assert (len(rest), len(held_out)) == (6, 4)
+    assert sorted([*rest.arrays["n"].tolist(), *held_out.arrays["n"].tolist()]) == list(range(10))
     np.testing.assert_array_equal(finite_rows(data.arrays), np.arange(10) != 3)
 
 
 def test_online_batches_differ_and_are_reproducible():
     data = OnlineDataset(npa.ModelSimulator(models.normal_mean, np.zeros(4)))
-    epoch = data.start(random.key(0), {})
-    first, again, second = (data.batch(epoch, {}, jnp.asarray(i), 3)["mu"] for i in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
-    assert (first != second).all()
+    first, second = epoch_of(data, 0, 2, 3)
+    np.testing.assert_array_equal(first["mu"], epoch_of(data, 0, 1, 3)[0]["mu"])
+    assert (first["mu"] != second["mu"]).all()
 
 
 @pytest.mark.parametrize(

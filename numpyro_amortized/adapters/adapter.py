@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters: sites to network inputs and back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, final
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_amortized.adapters.base import Bijection, Data, Transform
+from numpyro_amortized.adapters.base import Bijection, Data, Draws, Transform
 
 if TYPE_CHECKING:
     from numpyro_amortized.simulators.model import ModelSimulator
@@ -38,7 +38,7 @@ class Adapter:
         sites: Sequence[str] | None = None,
         sets: Mapping[str, int | None] | None = None,
         prior_to_normal: bool = True,
-        pilot: Data | None = None,
+        pilot: Draws | None = None,
     ) -> "Adapter":
         """The adapter for the posterior of the latent sites given the observed ones.
 
@@ -104,7 +104,7 @@ class Adapter:
             data = transform.forward(data)
         return total
 
-    def _batched(self, function, data: Data):
+    def _batched[T](self, function: Callable[[Data], T], data: Data) -> T:
         arrays = {name: jnp.asarray(value) for name, value in data.items()}
         depths = {n: a.ndim - self.ranks.get(n, a.ndim) for n, a in arrays.items()}
         if len(set(depths.values())) > 1 or min(depths.values(), default=0) < 0:

@@ -4,9 +4,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
+import numpy as np
 from jax import Array
 
 Data = Mapping[str, Array]
+Draws = Mapping[str, Array | np.ndarray]  # a leading axis of simulations; on device or host
 
 
 class Transform(ABC):

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which observations form sets, given the latents that are inferred."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from itertools import groupby
+from operator import add
 from typing import NamedTuple
 
 import jax
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 
-from numpyro_amortized.adapters.base import Data
+from numpyro_amortized.adapters.base import Data, Draws
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import Site
 
@@ -28,7 +30,7 @@ class ObservedSet(NamedTuple):
 
 
 def find_sets(
-    simulator: ModelSimulator, inferred: Sequence[str], pilot: Data
+    simulator: ModelSimulator, inferred: Sequence[str], pilot: Draws
 ) -> tuple[list[ObservedSet], dict[str, str]]:
     """Find the sets by permuting members while every inferred latent is held fixed.
 
@@ -44,7 +46,7 @@ def find_sets(
     sites = simulator.sites
     observed = [site for site in sites.values() if site.role == "observed"]
     marginal = [s for s in sites.values() if s.role == "latent" and s.name not in inferred]
-    pilot = {name: np.asarray(value[:_NUM_PILOTS]) for name, value in pilot.items()}
+    draws = {name: np.asarray(value[:_NUM_PILOTS]) for name, value in pilot.items()}
     sets: list[ObservedSet] = []
     reasons = {site.name: "no axis with several members" for site in observed}
     for axes in _candidates(observed):
@@ -55,7 +57,7 @@ def find_sets(
         size = sites[name].shape[axes[name]]
         label = _label(sites[name], axes[name])
         moved = axes | _companions(sites[name], axes[name], marginal)
-        if _is_invariant(simulator, moved, pilot):
+        if _is_invariant(simulator, moved, draws):
             reason = f"permuting the {size} members of {label} leaves the log density unchanged"
             sets.append(ObservedSet(axes, size, reason))
         else:
@@ -113,13 +115,16 @@ def _in_sets(name: str, sets: Sequence[ObservedSet]) -> bool:
     return any(name in found.axes for found in sets)
 
 
-def _is_invariant(simulator: ModelSimulator, axes: dict[str, int], pilot: Data) -> bool:
+def _is_invariant(
+    simulator: ModelSimulator, axes: dict[str, int], pilot: Mapping[str, np.ndarray]
+) -> bool:
     names = [site.name for site in simulator.sites.values() if site.role != "deterministic"]
 
     def log_densities(values: Data) -> tuple[Array, Array]:
         trace = simulator.trace(random.key(0), values)
         terms = [trace[name]["fn"].log_prob(trace[name]["value"]) for name in names]
-        return sum(jnp.sum(t) for t in terms), sum(jnp.sum(jnp.abs(t)) for t in terms)
+        magnitudes = [jnp.sum(jnp.abs(t)) for t in terms]
+        return reduce(add, map(jnp.sum, terms)), reduce(add, magnitudes)
 
     evaluate = jax.jit(jax.vmap(log_densities))
     values = {name: pilot[name] for name in names}

@@ -3,6 +3,8 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import jax
@@ -12,7 +14,7 @@ import numpyro.distributions as dist
 from jax import Array, random
 from numpyro.distributions import biject_to
 
-from numpyro_amortized.adapters.base import Bijection, Data
+from numpyro_amortized.adapters.base import Bijection, Data, Draws
 from numpyro_amortized.adapters.quantiles import from_normal, has_quantiles, to_normal
 from numpyro_amortized.simulators.dependence import Varying, varying_sites
 from numpyro_amortized.simulators.model import ModelSimulator
@@ -134,7 +136,7 @@ class UnconstrainLatents(Bijection):
         trace = self.simulator.trace(random.key(0), values)
         pairs = [m.forward(trace[m.name]["fn"], trace[m.name]["value"]) for m in self.maps]
         vector = jnp.concatenate([jnp.ravel(z) for z, _ in pairs])
-        return vector, sum(log_det for _, log_det in pairs)
+        return vector, reduce(add, (log_det for _, log_det in pairs))
 
     def _split(self, vector: Array) -> dict[str, Array]:
         sizes = [int(np.prod(site_map.shape)) for site_map in self.maps]
@@ -159,7 +161,7 @@ def _numbers(shape: tuple[int, ...]) -> str:
 def unconstrain_latents(
     simulator: ModelSimulator,
     names: tuple[str, ...],
-    pilot: Data,
+    pilot: Draws,
     *,
     prior_to_normal: bool = True,
 ) -> UnconstrainLatents:

@@ -41,7 +41,9 @@ class Standardization(NamedTuple):
         return (squashed - self.mean) / self.scale
 
 
-def _squash(squash: Squash, x, center: np.ndarray, spread: np.ndarray, xp: ModuleType = jnp):
+def _squash[A: (Array, np.ndarray)](
+    squash: Squash, x: A, center: np.ndarray, spread: np.ndarray, xp: ModuleType = jnp
+) -> A:
     match squash:
         case Squash.IDENTITY:
             return x

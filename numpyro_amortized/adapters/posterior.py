@@ -8,7 +8,7 @@ import numpy as np
 from jax import random
 
 from numpyro_amortized.adapters.adapter import Adapter
-from numpyro_amortized.adapters.base import Data
+from numpyro_amortized.adapters.base import Draws
 from numpyro_amortized.adapters.exchangeability import ObservedSet, find_sets
 from numpyro_amortized.adapters.latents import unconstrain_latents
 from numpyro_amortized.adapters.observations import (
@@ -30,18 +30,18 @@ def posterior_adapter(
     sites: Sequence[str] | None,
     sets: Mapping[str, int | None] | None,
     prior_to_normal: bool,
-    pilot: Data | None,
+    pilot: Draws | None,
 ) -> Adapter:
     """See :meth:`Adapter.for_posterior`."""
     names = _inferred(simulator, sites)
-    pilot = pilot_draws(simulator, pilot)
-    latents = unconstrain_latents(simulator, names, pilot, prior_to_normal=prior_to_normal)
-    found, reasons = _sets(simulator, names, pilot, sets)
+    draws = pilot_draws(simulator, pilot)
+    latents = unconstrain_latents(simulator, names, draws, prior_to_normal=prior_to_normal)
+    found, reasons = _sets(simulator, names, draws, sets)
     observed = [site for site in simulator.sites.values() if site.role == "observed"]
     transforms = [
         DropSites(_left_out(simulator, names)),
         latents,
-        _standardize(observed, found, pilot),
+        _standardize(observed, found, draws),
         *(CollectSet(group.axes, group.reason) for group in found[:1]),
         CollectConditions(reasons),
     ]
@@ -50,7 +50,7 @@ def posterior_adapter(
     return Adapter(transforms, ranks=ranks)
 
 
-def pilot_draws(simulator: ModelSimulator, pilot: Data | None) -> dict[str, np.ndarray]:
+def pilot_draws(simulator: ModelSimulator, pilot: Draws | None) -> dict[str, np.ndarray]:
     """Finite draws from the simulator, as host arrays.
 
     :raises ValueError: where most draws are not finite, naming the sites.
@@ -112,7 +112,7 @@ def _left_out(simulator: ModelSimulator, names: Sequence[str]) -> dict[str, str]
 def _sets(
     simulator: ModelSimulator,
     names: Sequence[str],
-    pilot: Data,
+    pilot: Draws,
     override: Mapping[str, int | None] | None,
 ) -> tuple[list[ObservedSet], dict[str, str]]:
     """The first set is summarized; what is in no set is conditioned on as numbers."""
@@ -136,7 +136,7 @@ def _sets(
 
 
 def _standardize(
-    observed: Sequence[Site], found: Sequence[ObservedSet], pilot: Data
+    observed: Sequence[Site], found: Sequence[ObservedSet], pilot: Draws
 ) -> StandardizeObserved:
     pooled = {name: (axis,) for group in found for name, axis in group.axes.items()}
     dtype = jnp.zeros(()).dtype
@@ -147,12 +147,12 @@ def _standardize(
         for site in observed
     }
     masks = {
-        site.name: _event_mask(site)
+        site.name: _event_mask(site.mask, site.event_dim)
         for site in observed
         if site.mask is not None and not site.mask.all()
     }
     return StandardizeObserved(standardizations, masks)
 
 
-def _event_mask(site: Site) -> np.ndarray:
-    return np.reshape(site.mask, np.shape(site.mask) + (1,) * site.event_dim)
+def _event_mask(mask: np.ndarray, event_dim: int) -> np.ndarray:
+    return np.reshape(mask, np.shape(mask) + (1,) * event_dim)

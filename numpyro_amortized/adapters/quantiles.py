@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Maps between a univariate distribution and the standard normal, by their quantiles.
 
-``z = Phi^-1(F(x))`` turns a prior into N(0, 1) exactly. Both tails are computed from their own small
-probability: ``1 - F`` would lose the upper one to rounding.
+``z = Phi^-1(F(x))`` turns a prior into N(0, 1) exactly. Both tails are computed from their own
+small probability: ``1 - F`` would lose the upper one to rounding.
 """
 
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.scipy.special import erfc, ndtr, ndtri
-
-Distribution = dist.Distribution
+from numpyro.distributions import Distribution
 
 
 class Tails(NamedTuple):
@@ -118,6 +118,6 @@ def _normal_quantile(distribution: Distribution, x: Array) -> Array:
     return jnp.where(lower < upper, 1.0, -1.0) * ndtri(p)
 
 
-def _tiny(x: Array) -> Array:
+def _tiny(x: Array) -> np.floating:
     """A float32 uniform draw equals its bound once in 2**23: it must not become infinite."""
     return jnp.finfo(x.dtype).tiny

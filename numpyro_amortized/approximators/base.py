@@ -18,7 +18,7 @@ from numpyro_amortized.datasets import (
     RejuvenatedDataset,
 )
 from numpyro_amortized.rejuvenation import Rejuvenation, has_density
-from numpyro_amortized.simulators.base import Simulator, typed_key
+from numpyro_amortized.simulators.base import typed_key
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.training import History, default_optimizer, train
 
@@ -29,14 +29,15 @@ NetworkSpec = nnx.Module | Callable[..., nnx.Module]
 class Approximator(ABC):
     """A trainable approximation of a distribution that a simulator defines.
 
-    :param source: a :class:`Simulator`, or a NumPyro model without arguments.
+    :param source: a :class:`ModelSimulator`, or a NumPyro model without arguments.
     :param adapter: sites to network inputs.
+    :raises TypeError: where the source is neither.
     """
 
     def __init__(
-        self, source: Simulator | Callable[[], object], *, adapter: Adapter | None
+        self, source: ModelSimulator | Callable[[], object], *, adapter: Adapter | None
     ) -> None:
-        self.source = source if isinstance(source, Simulator) else _model_simulator(source)
+        self.source = source if isinstance(source, ModelSimulator) else _model_simulator(source)
         self.adapter = Adapter.for_posterior(self.source) if adapter is None else adapter
         self._modules: nnx.Dict | None = None
 
@@ -54,7 +55,7 @@ class Approximator(ABC):
         *,
         epochs: int | None = None,
         num_batches: int | None = None,
-        batch_size: int = 128,
+        batch_size: int = 256,
         dataset: Mapping[str, Array] | Dataset | None = None,
         validation: Mapping[str, Array] | int | None = None,
         optimizer: optax.GradientTransformation | None = None,
@@ -69,7 +70,7 @@ class Approximator(ABC):
         that are not finite are skipped and counted.
 
         :param rng_key: a key; the networks are initialised from it at the first call.
-        :param epochs: number of epochs.
+        :param epochs: number of epochs, by default as many as make 3,500 steps, at least 10.
         :param num_batches: steps of an epoch, by default 100 online, or one pass over the data set.
         :param batch_size: simulations of a step.
         :param dataset: a bank of simulations, site values with a leading axis; or a data set.
@@ -90,14 +91,14 @@ class Approximator(ABC):
         inputs, held_out = self._inputs(
             split_key, validation_key, dataset, validation, rejuvenation
         )
-        self._initialize(init_key)
+        modules = self._initialize(init_key)
         num_batches = num_batches or _default_num_batches(inputs, batch_size)
         batch_size, num_batches = _fit_to_bank(inputs, batch_size, num_batches)
-        epochs = epochs or _DEFAULT_EPOCHS
-        graphdef, params, rest = nnx.split(self._modules, nnx.Param, ...)
+        epochs = epochs or max(_MIN_EPOCHS, -(-_NUM_STEPS // num_batches))
+        graphdef, params, *rest = nnx.split(modules, nnx.Param, ...)
 
         def loss_fn(params: nnx.State, rng_key: Array, batch: Batch) -> Array:
-            return self._loss(nnx.merge(graphdef, params, rest), rng_key, batch)
+            return self._loss(nnx.merge(graphdef, params, *rest), rng_key, batch)
 
         params, history = train(
             train_key,
@@ -111,7 +112,7 @@ class Approximator(ABC):
             validation=held_out,
             progress_bar=progress_bar,
         )
-        nnx.update(self._modules, params)
+        nnx.update(modules, params)
         return history
 
     def _inputs(
@@ -146,7 +147,7 @@ class Approximator(ABC):
     def _adapt(self, values: Batch) -> Batch:
         return self.adapter.forward(values)
 
-    def _check_bank(self, bank: Mapping[str, Array]) -> dict[str, Array]:
+    def _check_bank(self, bank: Mapping[str, Array]) -> dict[str, np.ndarray]:
         """The sites that the networks see, with shapes checked."""
         needed = [s for s in self.source.sites.values() if s.role != "deterministic"]
         missing = [s.name for s in needed if s.name not in bank]
@@ -163,9 +164,10 @@ class Approximator(ABC):
                 )
         return {site.name: np.asarray(bank[site.name], site.dtype) for site in needed}
 
-    def _initialize(self, rng_key: Array) -> None:
+    def _initialize(self, rng_key: Array) -> nnx.Dict:
         if self._modules is None:
             self._modules = nnx.Dict(self._build(nnx.Rngs(rng_key)))
+        return self._modules
 
     def _trained(self) -> nnx.Dict:
         if self._modules is None:
@@ -176,15 +178,16 @@ class Approximator(ABC):
         return self._modules
 
 
-_DEFAULT_EPOCHS = 30
-_NUM_MOVES = 10
+_NUM_STEPS, _MIN_EPOCHS = 3500, 10
+_NUM_MOVES = 30
+_ONLINE_BATCHES = 100
 
 
 def _model_simulator(source: Callable[[], object]) -> ModelSimulator:
     if not callable(source):
         raise TypeError(
-            "source: expected a Simulator or a NumPyro model without arguments, got "
-            f"{type(source).__name__}."
+            "source: expected a ModelSimulator or a NumPyro model without arguments, got "
+            f"{type(source).__name__}. Wrap a model with arguments: ModelSimulator(model, *args)."
         )
     return ModelSimulator(source)
 
@@ -201,11 +204,9 @@ def _check_positive(**values: int | None) -> None:
 
 
 def _default_num_batches(inputs: Dataset, batch_size: int) -> int:
-    return (
-        max(1, len(inputs) // batch_size)
-        if isinstance(inputs, OfflineDataset | RejuvenatedDataset)
-        else 100
-    )
+    if isinstance(inputs, OfflineDataset | RejuvenatedDataset):
+        return max(1, len(inputs) // batch_size)
+    return _ONLINE_BATCHES
 
 
 def _fit_to_bank(inputs: Dataset, batch_size: int, num_batches: int) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 """Checking what the user passes as data."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ class Conditions(NamedTuple):
         """Length of the leading axis."""
         return len(next(iter(self.values.values())))
 
-    def unbatch(self, result):
+    def unbatch[T](self, result: T) -> T:
         """Take the leading axis away again where the user gave one data set."""
         return result if self.is_batch else jax.tree.map(lambda array: array[0], result)
 
@@ -77,8 +77,8 @@ def check_latents(
         shapes = {name: array.shape for name, array in arrays.items()}
         raise ValueError(
             f"data: expected latents with the leading axes of the conditions "
-            f"({conditions.num_datasets if batch else 'one data set, no axis'}), and at most one further "
-            f"axis of samples, got shapes {shapes}."
+            f"({conditions.num_datasets if batch else 'one data set, no axis'}), and at most one "
+            f"further axis of samples, got shapes {shapes}."
         )
     has_samples = next(iter(extra.values())) > batch
     values = arrays if batch else {name: array[None] for name, array in arrays.items()}
@@ -100,7 +100,9 @@ def check_num_samples(num_samples: int) -> int:
     return int(num_samples)
 
 
-def in_batches(function: Callable, arguments: tuple, batch_size: int | None):
+def in_batches[T](
+    function: Callable[..., T], arguments: tuple[Any, ...], batch_size: int | None
+) -> T:
     """Call a function on slices of the leading axis, all of the same length, and join the results.
 
     :param function: maps arrays with a leading axis to arrays with the same one.
@@ -177,24 +179,25 @@ def _as_array(site: Site, value: ArrayLike) -> Array:
             f"Site '{site.name}': expected whole numbers of type {np.dtype(site.dtype).name}, got "
             f"values such as {visible[visible != np.round(visible)].flat[0]}."
         )
-    if _is_masked(site):
-        array = np.where(_mask(site), array, 0)
+    mask = _mask(site)
+    if mask is not None:
+        array = np.where(mask, array, 0)
     return jnp.asarray(array, site.dtype)
 
 
-def _is_masked(site: Site) -> bool:
-    return site.mask is not None and not site.mask.all()
-
-
-def _mask(site: Site) -> np.ndarray:
+def _mask(site: Site) -> np.ndarray | None:
+    """The site's mask, of the rank of its value; ``None`` where no entry is left out."""
+    if site.mask is None or site.mask.all():
+        return None
     return np.reshape(site.mask, np.shape(site.mask) + (1,) * site.event_dim)
 
 
 def _visible(site: Site, array: np.ndarray) -> np.ndarray:
     """What the likelihood sees: masked entries may be anything."""
-    if not _is_masked(site) or array.ndim < len(site.shape):
+    mask = _mask(site)
+    if mask is None or array.ndim < len(site.shape):
         return array
-    return np.where(_mask(site), array, 0)
+    return np.where(mask, array, 0)
 
 
 def _leading(site: Site, array: Array, allowed: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:

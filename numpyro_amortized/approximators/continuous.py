@@ -24,7 +24,8 @@ from numpyro_amortized.approximators.predictive import ModelPredictive
 from numpyro_amortized.datasets import Batch
 from numpyro_amortized.networks.coupling_flow import CouplingFlow
 from numpyro_amortized.networks.deep_set import DeepSet
-from numpyro_amortized.simulators.base import Simulator, typed_key
+from numpyro_amortized.simulators.base import typed_key
+from numpyro_amortized.simulators.model import ModelSimulator
 
 if TYPE_CHECKING:
     import xarray
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 class ContinuousApproximator(Approximator):
     """Amortized posterior of the continuous latent sites of a model.
 
-    :param source: a :class:`Simulator`, or a NumPyro model without arguments.
+    :param source: a :class:`ModelSimulator`, or a NumPyro model without arguments.
     :param adapter: sites to network inputs, by default :meth:`Adapter.for_posterior`.
     :param inference_network: a class, a :func:`functools.partial` of one (``size``,
         ``condition_size`` and ``rngs`` are supplied), or a ready module.
@@ -46,7 +47,7 @@ class ContinuousApproximator(Approximator):
 
     def __init__(
         self,
-        source: Simulator | Callable[[], object],
+        source: ModelSimulator | Callable[[], object],
         *,
         adapter: Adapter | None = None,
         inference_network: NetworkSpec = CouplingFlow,
@@ -172,8 +173,9 @@ class ContinuousApproximator(Approximator):
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}", str(self.adapter)]
         lines += [f"inference network: {_network_name(self.inference_network)}"]
-        if self._summarizes:
-            lines += [f"summary network: {_network_name(self.summary_network)}"]
+        summary = self.summary_network
+        if self._summarizes and summary is not None:
+            lines += [f"summary network: {_network_name(summary)}"]
         lines += [
             "override: Adapter.for_posterior(simulator, sites=..., sets={site: axis or None})"
         ]
@@ -238,7 +240,9 @@ class ContinuousApproximator(Approximator):
     def _draw(self) -> Callable[..., tuple[Array, Array]]:
         """Draws and their log densities in the network's space, for each key and data set."""
 
-        def draw(graphdef, state, num_samples: int, keys: Array, observed: Batch):
+        def draw(
+            graphdef: nnx.GraphDef, state: nnx.State, num_samples: int, keys: Array, observed: Batch
+        ) -> tuple[Array, Array]:
             network = nnx.merge(graphdef, state)["inference_network"]
             context = self._encode(graphdef, state, observed)
 
@@ -252,7 +256,9 @@ class ContinuousApproximator(Approximator):
 
     @cached_property
     def _sample(self) -> Callable[..., Batch]:
-        def sample(graphdef, state, num_samples: int, keys: Array, observed: Batch) -> Batch:
+        def sample(
+            graphdef: nnx.GraphDef, state: nnx.State, num_samples: int, keys: Array, observed: Batch
+        ) -> Batch:
             vectors, _ = self._draw(graphdef, state, num_samples, keys, observed)
             return self._sites_at(vectors, observed)
 
@@ -260,7 +266,9 @@ class ContinuousApproximator(Approximator):
 
     @cached_property
     def _sample_and_log_prob(self) -> Callable[..., tuple[Batch, Array]]:
-        def sample(graphdef, state, num_samples: int, keys: Array, observed: Batch):
+        def sample(
+            graphdef: nnx.GraphDef, state: nnx.State, num_samples: int, keys: Array, observed: Batch
+        ) -> tuple[Batch, Array]:
             vectors, log_q = self._draw(graphdef, state, num_samples, keys, observed)
             sites = self._sites_at(vectors, observed)
             latents = {name: sites[name] for name in self.inferred_sites}
@@ -279,7 +287,9 @@ class ContinuousApproximator(Approximator):
 
     @cached_property
     def _log_prob(self) -> Callable[..., Array]:
-        def log_prob(graphdef, state, latents: Batch, observed: Batch) -> Array:
+        def log_prob(
+            graphdef: nnx.GraphDef, state: nnx.State, latents: Batch, observed: Batch
+        ) -> Array:
             network = nnx.merge(graphdef, state)["inference_network"]
             context = self._encode(graphdef, state, observed)
             variables = self.adapter.forward(latents)["inference_variables"]

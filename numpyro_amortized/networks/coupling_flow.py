@@ -128,13 +128,13 @@ class CouplingFlow(DensityNetwork):
         size: int,
         condition_size: int,
         *,
-        transform: Transform = Spline(bins=16),  # noqa: B008
+        transform: Transform = Spline(bins=8),  # noqa: B008
         depth: int = 6,
-        widths: Sequence[int] = (128, 128),
+        widths: Sequence[int] = (64, 64),
         activation: Callable[[Array], Array] = swish,
         rngs: nnx.Rngs,
     ) -> None:
-        if size + condition_size < 2 and size < 1:
+        if size < 1:
             raise ValueError(f"CouplingFlow: expected size >= 1, got {size}.")
         self.size = size
         self.condition_size = condition_size

@@ -2,6 +2,7 @@
 """Deep sets."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import final
 
 import jax.numpy as jnp
@@ -41,9 +42,9 @@ class DeepSet(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.summary_size = summary_size
-        options = dict(widths=widths, activation=activation, rngs=rngs)
-        self.embed = MLP(size, embedding_size, **options)
-        self.summarize = MLP(embedding_size + 1, summary_size, **options)
+        perceptron = partial(MLP, widths=widths, activation=activation, rngs=rngs)
+        self.embed = perceptron(size, embedding_size)
+        self.summarize = perceptron(embedding_size + 1, summary_size)
 
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
         """Summaries, shape ``(*batch, summary_size)``.

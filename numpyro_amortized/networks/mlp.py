@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multilayer perceptron."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import jax.numpy as jnp
 from flax import nnx
@@ -68,8 +69,7 @@ class MLP(nnx.Module):
             dense(context_size, widths[0], bias=size == 0, rngs=rngs) if context_size else None
         )
         self.hidden = nnx.List(
-            dense(fan_in, fan_out, rngs=rngs)
-            for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True)
+            dense(fan_in, fan_out, rngs=rngs) for fan_in, fan_out in pairwise(widths)
         )
         self.output = dense(widths[-1], out_size, zero=zero_init, rngs=rngs)
         self.linear = nnx.List(
@@ -98,6 +98,6 @@ class MLP(nnx.Module):
         return self.output(h) + (_sum(self.linear, inputs) if len(self.linear) else 0)
 
 
-def _sum(layers, inputs):
+def _sum(layers: Iterable[nnx.Linear], inputs: Iterable[Array]) -> Array:
     parts = [layer(value) for layer, value in zip(layers, inputs, strict=True)]
     return sum(parts[1:], start=parts[0])

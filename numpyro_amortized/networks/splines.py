@@ -27,7 +27,7 @@ class Spline(NamedTuple):
     1. *Neural Spline Flows*, Durkan, Bekasov, Murray and Papamakarios (2019).
     """
 
-    bins: int = 16
+    bins: int = 8
     bound: float = 5.0
 
     @property

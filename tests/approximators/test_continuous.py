@@ -139,7 +139,7 @@ def test_log_prob_is_traceable(regression, unoptimized):
 
 def test_the_second_call_compiles_nothing(approximate, compilations, unoptimized):
     approximator = approximate(models.normal_mean, np.zeros(10))
-    fit = dict(epochs=1, num_batches=3, progress_bar=False)
+    fit = {"epochs": 1, "num_batches": 3, "progress_bar": False}
     approximator.fit(random.key(0), **fit)
     data = [np.random.default_rng(seed).normal(size=(5, 10)) for seed in range(3)]
     keys = [random.key(seed) for seed in range(3)]

@@ -24,10 +24,11 @@ def prior_predictive(normal_mean, regression):
         truth = approximator.source.sample(random.key(10), NUM_SETS)
         draws = approximator.sample(random.key(11), NUM_DRAWS, {"y": truth["y"]})
         names = approximator.inferred_sites
-        return tuple(
+        vectors = (
             np.concatenate([np.reshape(a[n], (*lead, -1)) for n in names], axis=-1)
             for a, lead in ((truth, (NUM_SETS,)), (draws, (NUM_SETS, NUM_DRAWS)))
-        ) + (np.asarray(truth["y"]),)
+        )
+        return (*vectors, np.asarray(truth["y"]))
 
     return {"normal_mean": simulate(normal_mean), "regression": simulate(regression)}
 
@@ -65,7 +66,7 @@ def test_simulation_based_calibration(prior_predictive, name):
     for column in ranks.T:
         counts = np.bincount(column // 20, minlength=20)
         p_values.append(stats.chisquare(counts).pvalue)
-    # Holm's correction: the smallest of m p-values against 0.01 / m, the next against 0.01 / (m - 1)
+    # Holm's correction: the smallest of m p-values against 0.01 / m, the next 0.01 / (m - 1)
     thresholds = 0.01 / np.arange(len(p_values), 0, -1)
     assert (np.sort(p_values) > thresholds).all(), p_values
 

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Long statistical checks of full-size networks, run by ``make verify``."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import random
+from scipy import stats
+
+import numpyro_amortized as npa
+from examples import quickstart
+from numpyro_amortized.networks import CouplingFlow
+from tests import models
+
+pytestmark = pytest.mark.verify
+
+
+def test_quickstart_agrees_with_nuts():
+    """Means within 0.15 posterior standard deviations, standard deviations within 15 %."""
+    effects, errors = quickstart.EFFECTS, quickstart.STANDARD_ERRORS
+    mcmc = quickstart.nuts(random.key(1), num_samples=5000)
+    grouped = mcmc.get_samples(group_by_chain=True)
+    from numpyro.diagnostics import effective_sample_size, gelman_rubin
+
+    for name in ("mu", "tau", "theta"):
+        assert np.max(gelman_rubin(np.asarray(grouped[name]))) < 1.01
+        assert np.min(effective_sample_size(np.asarray(grouped[name]))) > 4000
+    assert not mcmc.get_extra_fields()["diverging"].any()
+    reference = quickstart.columns(mcmc.get_samples())
+
+    approximator = npa.amortize(quickstart.eight_schools, sigma=errors, y=effects)
+    approximator.fit(random.key(0), epochs=60, progress_bar=False)
+    draws = quickstart.columns(approximator.sample(random.key(2), 20_000, {"y": effects}))
+    for name, values in draws.items():
+        sd = reference[name].std()
+        assert abs(values.mean() - reference[name].mean()) < 0.15 * sd, name
+        assert abs(values.std() / sd - 1) < 0.15, name
+
+
+@pytest.fixture(scope="module")
+def constrained():
+    """Trained at full size."""
+    approximator = npa.amortize(models.constrained, np.zeros(4))
+    approximator.fit(random.key(0), epochs=30, progress_bar=False)
+    return approximator
+
+
+def test_trained_draws_stay_in_their_supports(constrained):
+    draws = constrained.sample(
+        random.key(1),
+        25_000,
+        {"y": np.array([np.zeros(4), np.ones(4), -np.ones(4), 9 * np.ones(4)])},
+    )
+    latents = {name: draws[name] for name in constrained.inferred_sites}
+
+    @jax.jit
+    @jax.vmap
+    @jax.vmap
+    def inside(values):
+        trace = constrained.source.trace(random.key(0), values)
+        return {name: jnp.all(trace[name]["fn"].support(trace[name]["value"])) for name in values}
+
+    outside = {name: int((~ok).sum()) for name, ok in inside(latents).items()}
+    assert outside == dict.fromkeys(latents, 0)
+
+
+def test_calibration_of_constrained_sites(constrained):
+    truth = constrained.source.sample(random.key(2), 500)
+    draws = constrained.sample(random.key(3), 399, {"y": truth["y"]}, batch_size=100)
+    p_values = {}
+    for name in constrained.inferred_sites:
+        x, samples = np.asarray(truth[name]), np.asarray(draws[name])
+        x, samples = x.reshape(500, -1), samples.reshape(500, 399, -1)
+        for i in range(x.shape[1]):
+            if x[:, i].std() == 0 or samples[..., i].std() == 0:
+                continue  # the triangle of zeros of a Cholesky factor
+            ranks = (samples[..., i] < x[:, i, None]).sum(1)
+            counts = np.bincount(ranks // 20, minlength=20)
+            p_values[f"{name}[{i}]"] = stats.chisquare(counts).pvalue
+    # Holm's correction at the level of 1 %
+    thresholds = 0.01 / np.arange(len(p_values), 0, -1)
+    assert (np.sort([*p_values.values()]) > thresholds).all(), p_values
+
+
+def test_density_of_a_dependent_support_integrates_to_one():
+    simulator = npa.ModelSimulator(models.bounded_pair, 0.0)
+    approximator = npa.ContinuousApproximator(simulator, inference_network=CouplingFlow)
+    approximator.fit(random.key(0), epochs=20, progress_bar=False)
+    t, v = np.linspace(-12, 6, 301), np.linspace(-16, 16, 301)
+    T, V = (jnp.asarray(a.ravel(), jnp.float32) for a in np.meshgrid(t, v, indexing="ij"))
+    scale, share = jnp.exp(T), jax.nn.sigmoid(V)
+    change = np.asarray(scale * scale * share * jax.nn.sigmoid(-V))
+    for y in (-1.0, 0.5, 3.0):
+        log_q = approximator.log_prob({"scale": scale, "width": scale * share, "y": y})
+        values = np.where(change > 0, np.exp(log_q) * change, 0)
+        total = values.sum() * (t[1] - t[0]) * (v[1] - v[0])
+        assert abs(total - 1) < 0.01
