@@ -179,7 +179,7 @@ class Approximator(ABC):
 
 
 _NUM_STEPS, _MIN_EPOCHS = 3500, 10
-_NUM_MOVES = 30
+_NUM_MOVES = 20
 _ONLINE_BATCHES = 100
 
 

@@ -43,21 +43,24 @@ class Spline(NamedTuple):
         :return: the transformed value and the log derivative, each ``(*batch,)``.
         """
         u, log_scale = Affine().forward(params[..., :2], x)
-        y, log_slope = _forward(_bin(self._knots(params), u, by=0), u, self.bound)
+        y, log_slope = _forward(_bin(self._knots(params, x.ndim), u, by=0), u, self.bound)
         return y, log_scale + log_slope
 
     def inverse(self, params: Array, y: Array) -> tuple[Array, Array]:
         """From the base space; shapes as in :meth:`forward`, log derivative of the inverse."""
-        u, log_slope = _inverse(_bin(self._knots(params), y, by=1), y, self.bound)
+        u, log_slope = _inverse(_bin(self._knots(params, y.ndim), y, by=1), y, self.bound)
         x, log_scale = Affine().inverse(params[..., :2], u)
         return x, log_slope + log_scale
 
-    def _knots(self, params: Array) -> tuple[Array, Array, Array]:
+    def _knots(self, params: Array, ndim: int) -> tuple[Array, Array, Array]:
         """Widths and heights of the bins, shape ``(bins, ...)``; derivatives ``(bins + 1, ...)``.
 
         Bins come first: sums over them then run along the batch, which vectorizes.
         """
-        params = jnp.moveaxis(params[..., 2:], -1, 0)
+        # one context may serve many values: with the bins first, batch axes are aligned by hand
+        missing = max(0, ndim + 1 - params.ndim)
+        params = params[..., 2:].reshape((1,) * missing + (*params.shape[:-1], -1))
+        params = jnp.moveaxis(params, -1, 0)
         widths, heights, slopes = jnp.split(params, [self.bins, 2 * self.bins])
         # softplus(x + shift) is 1 at x = 0: the spline starts as the identity
         shift = math.log(math.expm1(1 - _MIN_SIZE))
@@ -86,8 +89,9 @@ def _bin(knots: tuple[Array, Array, Array], value: Array, *, by: int) -> _Bin:
     widths, heights, slopes = knots
     bound = jnp.sum(knots[by], axis=0) / 2
     ends = jnp.cumsum(knots[by][:-1], axis=0) - bound
-    reached = jnp.concatenate([jnp.ones_like(value)[None] > 0, value >= ends])
-    left = jnp.concatenate([reached[1:], jnp.zeros_like(value)[None] > 0])
+    above = value >= ends
+    reached = jnp.concatenate([jnp.ones_like(above[:1]), above])
+    left = jnp.concatenate([above, jnp.zeros_like(above[:1])])
     chosen = (reached & ~left).astype(value.dtype)
     earlier = left.astype(value.dtype)
 
