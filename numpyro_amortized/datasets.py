@@ -165,7 +165,7 @@ class RejuvenatedDataset(Dataset):
 
 
 def _rows(epoch: Any, step: Array, batch_size: int) -> Batch:
-    order, arrays = epoch
+    order, arrays = epoch  # a last batch that does not fit begins earlier: slices are clamped
     chosen = lax.dynamic_slice_in_dim(order, step * batch_size, batch_size)
     return jax.tree.map(lambda array: array[chosen], arrays)
 

@@ -45,6 +45,11 @@ class Approximator(ABC):
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """The networks."""
 
+    @property
+    @abstractmethod
+    def _needed_sites(self) -> tuple[str, ...]:
+        """The sites that the networks see."""
+
     @abstractmethod
     def _loss(self, modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
         """Losses, shape ``(batch_size,)``."""
@@ -71,11 +76,12 @@ class Approximator(ABC):
 
         :param rng_key: a key; the networks are initialised from it at the first call.
         :param epochs: number of epochs, by default as many as make 3,500 steps, at least 10.
-        :param num_batches: steps of an epoch, by default 100 online, or one pass over the data set.
+        :param num_batches: steps of an epoch, by default 100 online; over a bank, at most and by
+            default those of one pass.
         :param batch_size: simulations of a step.
         :param dataset: a bank of simulations, site values with a leading axis; or a data set.
         :param validation: a bank for validation, or its size; by default a tenth of the data set,
-            or 1,000 further simulations.
+            or 1,000 further simulations. With 0 there is none, and the last parameters are kept.
         :param optimizer: an Optax optimizer, by default AdamW with warm-up and cosine decay.
         :param rejuvenation: Metropolis moves of each simulation's latents within their posterior
             before every epoch over a bank, 0 for none; by default as many as pay where the
@@ -91,7 +97,9 @@ class Approximator(ABC):
         inputs, held_out = self._inputs(
             split_key, validation_key, dataset, validation, rejuvenation
         )
-        modules = self._initialize(init_key)
+        modules = self._modules
+        if modules is None:
+            modules = nnx.Dict(self._build(nnx.Rngs(init_key)))
         num_batches = num_batches or _default_num_batches(inputs, batch_size)
         batch_size, num_batches = _fit_to_bank(inputs, batch_size, num_batches)
         epochs = epochs or max(_MIN_EPOCHS, -(-_NUM_STEPS // num_batches))
@@ -113,6 +121,7 @@ class Approximator(ABC):
             progress_bar=progress_bar,
         )
         nnx.update(modules, params)
+        self._modules = modules  # only now: what failed to train must not be sampled from
         return history
 
     def _inputs(
@@ -122,7 +131,7 @@ class Approximator(ABC):
         dataset: Mapping[str, Array] | Dataset | None,
         validation: Mapping[str, Array] | int | None,
         num_moves: int | None,
-    ) -> tuple[Dataset, Batch]:
+    ) -> tuple[Dataset, Batch | None]:
         """Network inputs for training and for validation."""
         if dataset is None:
             dataset = OnlineDataset(self.source)
@@ -130,44 +139,62 @@ class Approximator(ABC):
             dataset = OfflineDataset(self._check_bank(dataset))
         if isinstance(dataset, OfflineDataset):
             dataset = dataset.finite()
-            size = int(np.ceil(min(_VALIDATION_SHARE * len(dataset), _MAX_VALIDATION)))
-            if not isinstance(validation, Mapping):
-                dataset, held_out = dataset.split(split_key, validation or size)
+            if validation is None:
+                validation = int(np.ceil(min(_VALIDATION_SHARE * len(dataset), _MAX_VALIDATION)))
+            if not isinstance(validation, Mapping) and validation:
+                dataset, held_out = dataset.split(split_key, validation)
                 validation = held_out.arrays
-            if num_moves is None:
-                num_moves = _NUM_MOVES if has_density(self.source) else 0
-            if num_moves:
-                moves = Rejuvenation.of(self.source, self.adapter, dataset.arrays)
-                dataset = RejuvenatedDataset(dataset.arrays, moves, num_moves)
+            dataset = self._rejuvenated(dataset, num_moves)
+        inputs = dataset.map(self._adapt)
+        if isinstance(validation, int) and validation == 0:
+            return inputs, None
         if not isinstance(validation, Mapping):
-            validation = self.source.sample(validation_key, validation or 1000)
+            validation = self.source.sample(validation_key, validation or _ONLINE_VALIDATION)
         held_out = OfflineDataset(self._check_bank(validation)).map(self._adapt).finite()
-        return dataset.map(self._adapt), held_out.arrays
+        return inputs, held_out.arrays
+
+    def _rejuvenated(self, dataset: OfflineDataset, num_moves: int | None) -> Dataset:
+        """The bank with its moves, where the model has a density and the bank every site."""
+        complete = all(
+            site.name in dataset.arrays
+            for site in self.source.sites.values()
+            if site.role != "deterministic"
+        )
+        can_move = complete and has_density(self.source)
+        if num_moves and not can_move:
+            raise ValueError(
+                "rejuvenation: expected a model with a density for every site, and a bank with "
+                f"values of all of them, got a bank of {list(dataset.arrays)}; pass 0 for no moves."
+            )
+        num_moves = (_NUM_MOVES if can_move else 0) if num_moves is None else num_moves
+        if not num_moves:
+            return dataset
+        moves = Rejuvenation.of(self.source, self.adapter, dataset.arrays)
+        return RejuvenatedDataset(dataset.arrays, moves, num_moves)
 
     def _adapt(self, values: Batch) -> Batch:
         return self.adapter.forward(values)
 
     def _check_bank(self, bank: Mapping[str, Array]) -> dict[str, np.ndarray]:
         """The sites that the networks see, with shapes checked."""
-        needed = [s for s in self.source.sites.values() if s.role != "deterministic"]
-        missing = [s.name for s in needed if s.name not in bank]
+        needed = self._needed_sites
+        missing = [name for name in needed if name not in bank]
         if missing:
             raise ValueError(
-                f"dataset: expected values of the sites {[s.name for s in needed]}, missing: "
-                f"{missing}."
+                f"dataset: expected values of the sites {list(needed)}, missing: {missing}."
             )
-        for site in needed:
+        sites = [
+            site
+            for site in self.source.sites.values()
+            if site.name in bank and site.role != "deterministic"
+        ]
+        for site in sites:
             if np.shape(bank[site.name])[1:] != site.shape:
                 raise ValueError(
                     f"dataset: site '{site.name}': expected shape (num_simulations, "
                     f"{', '.join(map(str, site.shape))}), got {np.shape(bank[site.name])}."
                 )
-        return {site.name: np.asarray(bank[site.name], site.dtype) for site in needed}
-
-    def _initialize(self, rng_key: Array) -> nnx.Dict:
-        if self._modules is None:
-            self._modules = nnx.Dict(self._build(nnx.Rngs(rng_key)))
-        return self._modules
+        return {site.name: np.asarray(bank[site.name], site.dtype) for site in sites}
 
     def _trained(self) -> nnx.Dict:
         if self._modules is None:
@@ -180,7 +207,7 @@ class Approximator(ABC):
 
 _NUM_STEPS, _MIN_EPOCHS = 3500, 10
 _NUM_MOVES = 20
-_ONLINE_BATCHES = 100
+_ONLINE_BATCHES, _ONLINE_VALIDATION = 100, 1000
 
 
 def _model_simulator(source: Callable[[], object]) -> ModelSimulator:
@@ -205,7 +232,7 @@ def _check_positive(**values: int | None) -> None:
 
 def _default_num_batches(inputs: Dataset, batch_size: int) -> int:
     if isinstance(inputs, OfflineDataset | RejuvenatedDataset):
-        return max(1, len(inputs) // batch_size)
+        return -(-len(inputs) // batch_size)
     return _ONLINE_BATCHES
 
 
@@ -214,4 +241,4 @@ def _fit_to_bank(inputs: Dataset, batch_size: int, num_batches: int) -> tuple[in
     if not isinstance(inputs, OfflineDataset | RejuvenatedDataset):
         return batch_size, num_batches
     batch_size = min(batch_size, len(inputs))
-    return batch_size, min(num_batches, len(inputs) // batch_size)
+    return batch_size, min(num_batches, -(-len(inputs) // batch_size))

@@ -187,6 +187,11 @@ class ContinuousApproximator(Approximator):
         row = jax.eval_shape(lambda: self._inverse_of(jnp.zeros(self._size)))
         return tuple(name for name in self.source.sites if name in row)
 
+    @property
+    def _needed_sites(self) -> tuple[str, ...]:
+        observed = [site.name for site in self.source.sites.values() if site.role == "observed"]
+        return (*self.inferred_sites, *observed)
+
     @cached_property
     def predictive(self) -> ModelPredictive:
         """The model at values of the inferred latents."""
