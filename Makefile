@@ -4,14 +4,14 @@
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
 PYTHONS := $(strip $(PYTHON) python3 python3.14 python3.13 python3.12 $(wildcard $(HOME)/.pyenv/versions/*/bin/python3))
 # Each one is run, not only looked up: a pyenv shim may exist and fail, Debian may lack ensurepip.
 USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))
 
 help:
 	@echo "make quickstart  install into $(VENV) and run examples/quickstart.py"
-	@echo "make test        run the tests; PYTEST_ARGS='-n 2' passes options to pytest"
+	@echo "make test        run the tests; PYTEST_ARGS=... passes options to pytest"
 	@echo "make verify      run the long statistical checks"
 	@echo "make lint        ruff check and ruff format --check"
 	@echo "make types       mypy on the package"

@@ -265,12 +265,21 @@ def test_banks_for_validation(approximate, bank, cause):
         approximator.fit(random.key(0), validation=change(bank), epochs=1, progress_bar=False)
 
 
-@pytest.mark.parametrize("name", ["epochs", "num_batches", "batch_size", "validation"])
+@pytest.mark.parametrize("name", ["epochs", "num_batches", "batch_size"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
 def test_sizes_of_training(approximate, name, value):
     approximator = approximate(models.regression, models.DESIGN, Y)
     with raises((TypeError, ValueError), name, "positive integer", f"{value!r}"):
         approximator.fit(random.key(0), **{"progress_bar": False, "epochs": 1, name: value})
+
+
+@pytest.mark.parametrize("name", ["validation", "rejuvenation"])
+@pytest.mark.parametrize("value", [-1, 1.5, "3"])
+def test_counts_that_may_be_zero(approximate, bank, name, value):
+    approximator = approximate(models.regression, models.DESIGN, Y)
+    options = {"dataset": bank, "progress_bar": False, "epochs": 1, name: value}
+    with raises((TypeError, ValueError), name, f"{value!r}"):
+        approximator.fit(random.key(0), **options)
 
 
 def test_nothing_is_trained_by_a_failed_fit(approximate, bank):
