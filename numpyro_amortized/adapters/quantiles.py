@@ -10,11 +10,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.scipy.special import erfc, ndtr, ndtri
 from numpyro.distributions import Distribution
+
+# A float32 uniform draw equals its bound once in 2**23 and must not become infinite; on the way
+# back, a positive value must not become zero.
+_SMALLEST = 1e-30
 
 
 class Tails(NamedTuple):
@@ -103,7 +106,8 @@ def from_normal(distribution: Distribution, z: Array) -> Array:
     if isinstance(distribution, dist.LogNormal):
         return jnp.exp(distribution.loc + distribution.scale * z)
     tails = _TAILS[type(distribution)]
-    p = jnp.maximum(ndtr(-jnp.abs(z)), _tiny(z))
+    # not -|z|, whose derivative at zero is zero
+    p = jnp.maximum(ndtr(jnp.where(z > 0, -z, z)), _SMALLEST)
     return jnp.where(z > 0, tails.isf(distribution, p), tails.icdf(distribution, p))
 
 
@@ -114,10 +118,6 @@ def _normal_quantile(distribution: Distribution, x: Array) -> Array:
         return (jnp.log(x) - distribution.loc) / distribution.scale
     tails = _TAILS[type(distribution)]
     lower, upper = tails.cdf(distribution, x), tails.sf(distribution, x)
-    p = jnp.maximum(jnp.minimum(lower, upper), _tiny(x))
+    # not the minimum, whose derivative at the median is the mean of both
+    p = jnp.maximum(jnp.where(lower < upper, lower, upper), _SMALLEST)
     return jnp.where(lower < upper, 1.0, -1.0) * ndtri(p)
-
-
-def _tiny(x: Array) -> np.floating:
-    """A float32 uniform draw equals its bound once in 2**23: it must not become infinite."""
-    return jnp.finfo(x.dtype).tiny
