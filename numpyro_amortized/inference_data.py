@@ -74,7 +74,11 @@ def _tree(
             coords["dataset"] = np.arange(len(next(iter(groups["observed_data"].values()))))
         if values:
             datasets[group] = dict_to_dataset(
-                values, dims=dims, coords=coords, sample_dims=sample_dims
+                values,
+                dims=dims,
+                coords=coords,
+                sample_dims=sample_dims,
+                check_conventions=False,  # few draws are no mistake
             )
     return xarray.DataTree.from_dict(datasets)
 

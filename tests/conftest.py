@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Approximators that are trained once and shared by the tests."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from tempfile import TemporaryDirectory
 
 import jax
 import jax.monitoring
@@ -26,6 +28,16 @@ def _record(event: str, duration: float, **_: object) -> None:
 
 
 jax.monitoring.register_event_duration_secs_listener(_record)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Programs compiled by one test serve all others, of every worker, and are gone afterwards."""
+    if not hasattr(config, "workerinput"):
+        cache = TemporaryDirectory(prefix="numpyro_amortized_tests_")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+        config.add_cleanup(cache.cleanup)
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture

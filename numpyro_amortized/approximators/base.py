@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array, random
 
 from numpyro_amortized.adapters.adapter import Adapter
+from numpyro_amortized.approximators.conditions import as_numbers, check_positive
 from numpyro_amortized.datasets import (
     Batch,
     Dataset,
@@ -20,6 +21,7 @@ from numpyro_amortized.datasets import (
 from numpyro_amortized.rejuvenation import Rejuvenation, has_density
 from numpyro_amortized.simulators.base import typed_key
 from numpyro_amortized.simulators.model import ModelSimulator
+from numpyro_amortized.simulators.tracing import Site
 from numpyro_amortized.training import History, default_optimizer, train
 
 _VALIDATION_SHARE, _MAX_VALIDATION = 0.1, 2000
@@ -93,7 +95,9 @@ class Approximator(ABC):
         :raises FloatingPointError: where most gradients are not finite.
         """
         init_key, split_key, validation_key, train_key = random.split(typed_key(rng_key), 4)
-        _check_positive(epochs=epochs, num_batches=num_batches, batch_size=batch_size)
+        _check_options(
+            validation, rejuvenation, epochs=epochs, num_batches=num_batches, batch_size=batch_size
+        )
         inputs, held_out = self._inputs(
             split_key, validation_key, dataset, validation, rejuvenation
         )
@@ -135,10 +139,9 @@ class Approximator(ABC):
         """Network inputs for training and for validation."""
         if dataset is None:
             dataset = OnlineDataset(self.source)
-        if isinstance(dataset, Mapping):
-            dataset = OfflineDataset(self._check_bank(dataset))
-        if isinstance(dataset, OfflineDataset):
-            dataset = dataset.finite()
+        if isinstance(dataset, Mapping | OfflineDataset):
+            bank = dataset.arrays if isinstance(dataset, OfflineDataset) else dataset
+            dataset = OfflineDataset(self._check_bank(bank)).finite()
             if validation is None:
                 validation = int(np.ceil(min(_VALIDATION_SHARE * len(dataset), _MAX_VALIDATION)))
             if not isinstance(validation, Mapping) and validation:
@@ -188,13 +191,7 @@ class Approximator(ABC):
             for site in self.source.sites.values()
             if site.name in bank and site.role != "deterministic"
         ]
-        for site in sites:
-            if np.shape(bank[site.name])[1:] != site.shape:
-                raise ValueError(
-                    f"dataset: site '{site.name}': expected shape (num_simulations, "
-                    f"{', '.join(map(str, site.shape))}), got {np.shape(bank[site.name])}."
-                )
-        return {site.name: np.asarray(bank[site.name], site.dtype) for site in sites}
+        return {site.name: _check_simulations(site, bank[site.name]) for site in sites}
 
     def _trained(self) -> nnx.Dict:
         if self._modules is None:
@@ -219,15 +216,33 @@ def _model_simulator(source: Callable[[], object]) -> ModelSimulator:
     return ModelSimulator(source)
 
 
+def _check_simulations(site: Site, value: Array | np.ndarray) -> np.ndarray:
+    if np.ndim(value) == 0 or np.shape(value)[1:] != site.shape:
+        raise ValueError(
+            f"dataset: site '{site.name}': expected shape (num_simulations, "
+            f"{', '.join(map(str, site.shape))}), got {np.shape(value)}."
+        )
+    try:
+        return as_numbers(site, value).astype(site.dtype)
+    except ValueError as error:
+        raise ValueError(f"dataset: {error}") from error
+
+
 def make_network(network: NetworkSpec, rngs: nnx.Rngs, **sizes: int) -> nnx.Module:
     """A ready module as it is; a class or a partial of one with its sizes."""
     return network if isinstance(network, nnx.Module) else network(**sizes, rngs=rngs)
 
 
-def _check_positive(**values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and (not isinstance(value, int | np.integer) or value < 1):
-            raise ValueError(f"{name}: expected a positive integer, got {value!r}.")
+def _check_options(
+    validation: Mapping[str, Array] | int | None, rejuvenation: int | None, **sizes: int | None
+) -> None:
+    check_positive(**{name: size for name, size in sizes.items() if size is not None})
+    counts = {"validation": validation, "rejuvenation": rejuvenation}
+    for name, count in counts.items():
+        if count is None or (name == "validation" and isinstance(count, Mapping)):
+            continue
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
+            raise ValueError(f"{name}: expected an integer of at least 0, got {count!r}.")
 
 
 def _default_num_batches(inputs: Dataset, batch_size: int) -> int:

@@ -100,6 +100,16 @@ def check_num_samples(num_samples: int) -> int:
     return int(num_samples)
 
 
+def check_positive(**values: object) -> None:
+    """Positive integers, by the name of the argument.
+
+    :raises ValueError: naming the argument.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {value!r}.")
+
+
 def in_batches[T](
     function: Callable[..., T], arguments: tuple[Any, ...], batch_size: int | None
 ) -> T:
@@ -109,11 +119,11 @@ def in_batches[T](
     :param arguments: its arguments, pytrees of arrays with the same leading axis.
     :param batch_size: length of a slice, by default all at once.
     """
+    if batch_size is not None:
+        check_positive(batch_size=batch_size)
     length = len(jax.tree.leaves(arguments)[0])
     if batch_size is None or batch_size >= length:
         return function(*arguments)
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected a positive integer, got {batch_size}.")
     results = []
     for start in range(0, length, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), length - 1)
@@ -156,15 +166,29 @@ def check_data_names(
     _check_names(data, [*inferred, *observed], "data", sites)
 
 
-def _as_array(site: Site, value: ArrayLike) -> Array:
-    if isinstance(value, jax.core.Tracer):
-        return value
-    array = np.asarray(value)
+def as_numbers(site: Site, value: ArrayLike) -> np.ndarray:
+    """Values of a site on the host.
+
+    :raises ValueError: where they are no array of numbers.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(
+            f"Site '{site.name}': expected an array, got nested sequences of unequal lengths."
+        ) from error
     if array.dtype.kind not in "fiub":
         raise ValueError(
             f"Site '{site.name}': expected numbers of type {np.dtype(site.dtype).name}, got values "
             f"of type {array.dtype}."
         )
+    return array
+
+
+def _as_array(site: Site, value: ArrayLike) -> Array:
+    if isinstance(value, jax.core.Tracer):
+        return value
+    array = as_numbers(site, value)
     visible = _visible(site, array)
     if not np.isfinite(visible).all():
         count = int((~np.isfinite(visible)).sum())
@@ -179,10 +203,7 @@ def _as_array(site: Site, value: ArrayLike) -> Array:
             f"Site '{site.name}': expected whole numbers of type {np.dtype(site.dtype).name}, got "
             f"values such as {visible[visible != np.round(visible)].flat[0]}."
         )
-    mask = _mask(site)
-    if mask is not None:
-        array = np.where(mask, array, 0)
-    return jnp.asarray(array, site.dtype)
+    return jnp.asarray(visible, site.dtype)
 
 
 def _mask(site: Site) -> np.ndarray | None:
@@ -195,7 +216,8 @@ def _mask(site: Site) -> np.ndarray | None:
 def _visible(site: Site, array: np.ndarray) -> np.ndarray:
     """What the likelihood sees: masked entries may be anything."""
     mask = _mask(site)
-    if mask is None or array.ndim < len(site.shape):
+    own = array.shape[max(0, array.ndim - len(site.shape)) :]
+    if mask is None or own != site.shape:  # a wrong shape is reported later
         return array
     return np.where(mask, array, 0)
 

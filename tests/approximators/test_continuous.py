@@ -90,7 +90,7 @@ def test_log_prob_shapes(regression):
     assert scalar.shape == ()
 
 
-@pytest.mark.parametrize("name, y", [("regression", BATCH), ("constrained", np.ones((3, 4)))])
+@pytest.mark.parametrize("name, y", [("regression", BATCH), ("hierarchy", np.ones((3, 8)))])
 def test_draws_come_with_their_density(request, unoptimized, name, y):
     approximator = request.getfixturevalue(name)
     draws, log_q = approximator.sample_and_log_prob(random.key(0), 50, {"y": y})
