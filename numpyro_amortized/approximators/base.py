@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What approximators have in common: a source of simulations, an adapter, networks, training."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
@@ -98,7 +99,7 @@ class Approximator(ABC):
         _check_options(
             validation, rejuvenation, epochs=epochs, num_batches=num_batches, batch_size=batch_size
         )
-        inputs, held_out = self._inputs(
+        inputs, held_out, dropped = self._inputs(
             split_key, validation_key, dataset, validation, rejuvenation
         )
         modules = self._modules
@@ -126,7 +127,8 @@ class Approximator(ABC):
         )
         nnx.update(modules, params)
         self._modules = modules  # only now: what failed to train must not be sampled from
-        return history
+        skipped = history.skipped_simulations + dropped
+        return dataclasses.replace(history, skipped_simulations=skipped)
 
     def _inputs(
         self,
@@ -135,13 +137,21 @@ class Approximator(ABC):
         dataset: Mapping[str, Array] | Dataset | None,
         validation: Mapping[str, Array] | int | None,
         num_moves: int | None,
-    ) -> tuple[Dataset, Batch | None]:
-        """Network inputs for training and for validation."""
+    ) -> tuple[Dataset, Batch | None, int]:
+        """Network inputs for training and validation, and the number of rows not finite."""
+        dropped = 0
         if dataset is None:
             dataset = OnlineDataset(self.source)
         if isinstance(dataset, Mapping | OfflineDataset):
             bank = dataset.arrays if isinstance(dataset, OfflineDataset) else dataset
-            dataset = OfflineDataset(self._check_bank(bank)).finite()
+            whole = OfflineDataset(self._check_bank(bank))
+            dataset = whole.finite()
+            dropped = len(whole) - len(dataset)
+            if dropped >= len(whole) / 2:
+                raise ValueError(
+                    f"dataset: {dropped} of {len(whole)} simulations have values that are not "
+                    "finite. Restrict the priors to values at which the model can be simulated."
+                )
             if validation is None:
                 validation = int(np.ceil(min(_VALIDATION_SHARE * len(dataset), _MAX_VALIDATION)))
             if not isinstance(validation, Mapping) and validation:
@@ -150,11 +160,11 @@ class Approximator(ABC):
             dataset = self._rejuvenated(dataset, num_moves)
         inputs = dataset.map(self._adapt)
         if isinstance(validation, int) and validation == 0:
-            return inputs, None
+            return inputs, None, dropped
         if not isinstance(validation, Mapping):
             validation = self.source.sample(validation_key, validation or _ONLINE_VALIDATION)
         held_out = OfflineDataset(self._check_bank(validation)).map(self._adapt).finite()
-        return inputs, held_out.arrays
+        return inputs, held_out.arrays, dropped
 
     def _rejuvenated(self, dataset: OfflineDataset, num_moves: int | None) -> Dataset:
         """The bank with its moves, where the model has a density and the bank every site."""
