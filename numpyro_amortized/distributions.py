@@ -24,7 +24,8 @@ class Frozen:
         self, approximator: "ContinuousApproximator", graphdef: nnx.GraphDef, state: nnx.State
     ) -> None:
         self.approximator = approximator
-        self._graphdef, self._state = graphdef, state
+        # own arrays: training goes on in place
+        self._graphdef, self._state = graphdef, jax.tree.map(jnp.copy, state)
 
     @property
     def inference_network(self) -> "DensityNetwork":
