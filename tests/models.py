@@ -3,10 +3,12 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from jax import random
 from numpyro.contrib.control_flow import scan
 
 EFFECTS = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])
@@ -98,3 +100,16 @@ def masked(y, keep):
     mu = numpyro.sample("mu", dist.Normal(0, 1))
     with numpyro.plate("n", len(y)), numpyro.handlers.mask(mask=keep):
         numpyro.sample("y", dist.Normal(mu, 1), obs=y)
+
+
+def outside_support(simulator, latents):
+    """How many draws ``(datasets, draws, *shape)`` of each site are outside of its support."""
+
+    @jax.jit
+    @jax.vmap
+    @jax.vmap
+    def inside(values):
+        trace = simulator.trace(random.key(0), values)
+        return {name: jnp.all(trace[name]["fn"].support(trace[name]["value"])) for name in values}
+
+    return {name: int((~ok).sum()) for name, ok in inside(latents).items()}

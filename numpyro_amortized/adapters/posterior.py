@@ -146,13 +146,5 @@ def _standardize(
         )
         for site in observed
     }
-    masks = {
-        site.name: _event_mask(site.mask, site.event_dim)
-        for site in observed
-        if site.mask is not None and not site.mask.all()
-    }
+    masks = {site.name: mask for site in observed if (mask := site.event_mask) is not None}
     return StandardizeObserved(standardizations, masks)
-
-
-def _event_mask(mask: np.ndarray, event_dim: int) -> np.ndarray:
-    return np.reshape(mask, np.shape(mask) + (1,) * event_dim)

@@ -206,16 +206,9 @@ def _as_array(site: Site, value: ArrayLike) -> Array:
     return jnp.asarray(visible, site.dtype)
 
 
-def _mask(site: Site) -> np.ndarray | None:
-    """The site's mask, of the rank of its value; ``None`` where no entry is left out."""
-    if site.mask is None or site.mask.all():
-        return None
-    return np.reshape(site.mask, np.shape(site.mask) + (1,) * site.event_dim)
-
-
 def _visible(site: Site, array: np.ndarray) -> np.ndarray:
     """What the likelihood sees: masked entries may be anything."""
-    mask = _mask(site)
+    mask = site.event_mask
     own = array.shape[max(0, array.ndim - len(site.shape)) :]
     if mask is None or own != site.shape:  # a wrong shape is reported later
         return array

@@ -48,6 +48,13 @@ class Site(NamedTuple):
     scanned: bool = False  # the first axis is that of a `scan`
     has_density: bool = True
 
+    @property
+    def event_mask(self) -> np.ndarray | None:
+        """The mask with the rank of the value; ``None`` where no entry is left out."""
+        if self.mask is None or self.mask.all():
+            return None
+        return np.reshape(self.mask, np.shape(self.mask) + (1,) * self.event_dim)
+
 
 def has_bijection(support: Constraint | type[Constraint] | None) -> bool:
     """
