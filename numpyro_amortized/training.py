@@ -79,10 +79,9 @@ def default_optimizer(
         decay_steps=max(2, num_steps),
         end_value=1e-3 * learning_rate,
     )
-    chain = optax.chain(
+    return optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay)
     )
-    return optax.flatten(chain)  # one kernel for all parameters instead of some for each
 
 
 def train(
@@ -129,9 +128,11 @@ def train(
     rows: list[Metrics] = []
     seconds: list[float] = []
     with tqdm(total=epochs, disable=not progress_bar, unit="epoch") as bar:
-        for epoch_key in random.split(rng_key, epochs):
+        for epoch in range(epochs):
             start = time.perf_counter()
-            state, arrays, metrics = run(state, epoch_key, arrays=arrays, validation=validation)
+            state, arrays, metrics = run(
+                state, rng_key, np.int32(epoch), arrays=arrays, validation=validation
+            )
             rows.append(jax.device_get(metrics))
             seconds.append(time.perf_counter() - start)
             _check(rows[-1], num_batches, batch_size)
@@ -153,6 +154,7 @@ def _start(
 def _run_epoch(
     state: TrainState,
     rng_key: Array,
+    epoch_index: Array,
     *,
     arrays: Any,
     validation: Batch | None,
@@ -162,7 +164,7 @@ def _run_epoch(
     size: tuple[int, int],
 ) -> tuple[TrainState, Any, Metrics]:
     num_batches, batch_size = size
-    start_key, step_key, validation_key = random.split(rng_key, 3)
+    start_key, step_key, validation_key = random.split(random.fold_in(rng_key, epoch_index), 3)
     arrays, epoch = dataset.start(start_key, arrays)
 
     def step(carry: Carry, index: Array) -> tuple[Carry, tuple[Array, ...]]:
@@ -171,11 +173,9 @@ def _run_epoch(
         (value, used), grads = jax.value_and_grad(loss, has_aux=True)(carry[0])
         good = (used > 0) & jnp.isfinite(optax.tree.norm(grads))
 
-        def update(carry: Carry) -> Carry:
-            updates, opt_state = optimizer.update(grads, carry[1], carry[0])
-            return optax.apply_updates(carry[0], updates), opt_state
-
-        carry = lax.cond(good, update, lambda carry: carry, carry)
+        updates, opt_state = optimizer.update(grads, carry[1], carry[0])
+        updated = optax.apply_updates(carry[0], updates), opt_state
+        carry = jax.tree.map(partial(jnp.where, good), updated, carry)
         return carry, (jnp.where(good, value * used, 0), jnp.where(good, used, 0), used, good)
 
     steps = jnp.arange(num_batches)

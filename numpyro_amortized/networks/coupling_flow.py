@@ -2,6 +2,7 @@
 """Coupling flows."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol, final
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax, random
 
-from numpyro_amortized.initializers import host_generator
+from numpyro_amortized.initializers import host_generator, on_device
 from numpyro_amortized.networks.base import DensityNetwork
 from numpyro_amortized.networks.mlp import MLP, swish
 from numpyro_amortized.networks.splines import Spline
@@ -31,12 +32,17 @@ class Permutation(nnx.Variable):
     """A fixed permutation matrix; not trained."""
 
 
-class DualCoupling(nnx.Module):
-    """Two couplings: each half of the variables is transformed given the other half."""
+class Coupling(nnx.Module):
+    """Transforms the last variables, in an order of its own, given the first ones.
+
+    :param order: permutation of the variables before the coupling.
+    :param given: number of variables that stay as they are.
+    """
 
     def __init__(
         self,
-        size: int,
+        order: np.ndarray,
+        given: int,
         condition_size: int,
         *,
         transform: Transform,
@@ -45,59 +51,36 @@ class DualCoupling(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.transform = nnx.static(transform)
-        self.split = size // 2
-        order = host_generator(rngs.params()).permutation(size)
-        self.permutation = Permutation(
-            jnp.asarray(np.eye(size, dtype=jnp.result_type(float))[order])
+        self.given = given
+        self.permutation = Permutation(on_device(np.eye(len(order))[:, order]))
+        self.subnet = MLP(
+            given,
+            (len(order) - given) * transform.num_params,
+            context_size=condition_size,
+            widths=widths,
+            activation=activation,
+            zero_init=True,
+            linear_path=True,
+            rngs=rngs,
         )
-
-        def subnet(given: int, transformed: int) -> MLP:
-            return MLP(
-                given,
-                transformed * transform.num_params,
-                context_size=condition_size,
-                widths=widths,
-                activation=activation,
-                zero_init=True,
-                linear_path=True,
-                rngs=rngs,
-            )
-
-        first, second = self.split, size - self.split
-        self.second_given_first = subnet(first, second)
-        self.first_given_second = subnet(second, first) if first else None
 
     def forward(self, x: Array, context: Array) -> tuple[Array, Array]:
         """Towards the base space: ``(*batch, size)`` and log-determinants ``(*batch,)``."""
-        x = self._permute(x, self.permutation[...].T)
-        a, b = x[..., : self.split], x[..., self.split :]
-        b, log_det = self._transform(self.transform.forward, self.second_given_first, b, a, context)
-        if self.first_given_second is not None:
-            a, more = self._transform(
-                self.transform.forward, self.first_given_second, a, b, context
-            )
-            log_det += more
-        return jnp.concatenate([a, b], axis=-1), log_det
+        x = self._permute(x, self.permutation[...])
+        return self._couple(self.transform.forward, x, context)
 
     def inverse(self, y: Array, context: Array) -> tuple[Array, Array]:
         """From the base space; log-determinants of the inverse."""
-        a, b = y[..., : self.split], y[..., self.split :]
-        log_det = jnp.zeros(())
-        if self.first_given_second is not None:
-            a, log_det = self._transform(
-                self.transform.inverse, self.first_given_second, a, b, context
-            )
-        b, more = self._transform(self.transform.inverse, self.second_given_first, b, a, context)
-        y = jnp.concatenate([a, b], axis=-1)
-        return self._permute(y, self.permutation[...]), log_det + more
+        x, log_det = self._couple(self.transform.inverse, y, context)
+        return self._permute(x, self.permutation[...].T), log_det
 
-    def _transform(
-        self, function: Callable, subnet: MLP, x: Array, given: Array, context: Array
-    ) -> tuple[Array, Array]:
-        params = subnet(given, context)
+    def _couple(self, function: Callable, x: Array, context: Array) -> tuple[Array, Array]:
+        given, x = jnp.split(x, [self.given], axis=-1)
+        params = self.subnet(given, context)
         params = params.reshape((*params.shape[:-1], x.shape[-1], self.transform.num_params))
-        y, log_derivative = function(params, x)
-        return y, log_derivative.sum(-1)
+        # to compute a spline again costs less than to store its many small intermediates
+        y, log_derivative = jax.checkpoint(function)(params, x)
+        return jnp.concatenate([given, y], axis=-1), log_derivative.sum(-1)
 
     def _permute(self, x: Array, matrix: Array) -> Array:
         return jnp.matmul(x, matrix.astype(x.dtype), precision=lax.Precision.HIGHEST)
@@ -105,14 +88,15 @@ class DualCoupling(nnx.Module):
 
 @final
 class CouplingFlow(DensityNetwork):
-    """Normalizing flow of dual couplings from the variables to a standard normal [1, 2].
+    """Normalizing flow of couplings from the variables to a standard normal [1, 2].
 
-    The layers are stacked and scanned over: compile time does not grow with the depth.
+    Couplings of equal shapes are stacked and scanned over: compile time does not grow with the
+    depth.
 
     :param size: number of inference variables.
     :param condition_size: length of the context; may be 0.
     :param transform: :class:`Spline` or :class:`Affine`.
-    :param depth: number of dual couplings: each transforms every variable once.
+    :param depth: number of pairs of couplings: each pair transforms every variable once.
     :param widths: hidden layers of each coupling's perceptron.
     :param activation: their activation.
     :param rngs: random streams of the initial parameters.
@@ -139,21 +123,29 @@ class CouplingFlow(DensityNetwork):
         self.size = size
         self.condition_size = condition_size
 
-        layers = [
-            DualCoupling(
-                size,
-                condition_size,
-                transform=transform,
-                widths=tuple(widths),
-                activation=activation,
-                rngs=rngs,
-            )
+        coupling = partial(
+            Coupling,
+            condition_size=condition_size,
+            transform=transform,
+            widths=tuple(widths),
+            activation=activation,
+            rngs=rngs,
+        )
+        halves = [size // 2, size - size // 2] if size > 1 else [0]
+        swap = np.roll(np.arange(size), size - size // 2)
+        pairs = [
+            [
+                coupling(order, given)
+                for given, order in zip(halves, (_shuffle(size, rngs), swap), strict=False)
+            ]
             for _ in range(depth)
         ]
-        self.layers = stack(layers)
+        if size % 2 == 0:  # halves of equal size are of equal shapes: one program for both
+            pairs = [[coupling] for pair in pairs for coupling in pair]
+        self.layers = stack([nnx.List(pair) for pair in pairs])
 
     def log_prob(self, variables: Array, context: Array) -> Array:
-        base, log_det = self._scan(DualCoupling.forward, variables, context, reverse=False)
+        base, log_det = self._scan(_forward, variables, context, reverse=False)
         return _standard_normal(base) + log_det
 
     def loss(self, rng_key: Array, variables: Array, context: Array) -> Array:
@@ -173,7 +165,7 @@ class CouplingFlow(DensityNetwork):
         :param context: shape ``(*batch, condition_size)``, batch axes broadcast.
         :return: draws, shape ``(*batch, size)``, and their log densities ``(*batch,)``.
         """
-        draws, log_det = self._scan(DualCoupling.inverse, base, context, reverse=True)
+        draws, log_det = self._scan(_inverse, base, context, reverse=True)
         return draws, _standard_normal(base) - log_det
 
     def _scan(
@@ -192,11 +184,31 @@ class CouplingFlow(DensityNetwork):
         return x, log_det
 
 
+def _forward(layers: Sequence[Coupling], x: Array, context: Array) -> tuple[Array, Array]:
+    log_det = jnp.zeros(())
+    for layer in layers:
+        x, more = layer.forward(x, context)
+        log_det += more
+    return x, log_det
+
+
+def _inverse(layers: Sequence[Coupling], y: Array, context: Array) -> tuple[Array, Array]:
+    log_det = jnp.zeros(())
+    for layer in reversed(layers):
+        y, more = layer.inverse(y, context)
+        log_det += more
+    return y, log_det
+
+
+def _shuffle(size: int, rngs: nnx.Rngs) -> np.ndarray:
+    return host_generator(rngs.params()).permutation(size)
+
+
 def stack(modules: Sequence[nnx.Module]) -> nnx.Module:
     """One module whose variables are those of equal modules along a new first axis."""
     graphdef = nnx.split(modules[0])[0]
     states = [nnx.split(module)[1] for module in modules]
-    stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *states)
+    stacked = jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves)), *states)
     return nnx.merge(graphdef, stacked)
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multilayer perceptron."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import jax.numpy as jnp
@@ -12,14 +13,19 @@ from numpyro_amortized.initializers import he_normal, zeros
 
 
 def dense(
-    in_size: int, out_size: int, *, zero: bool = False, bias: bool = True, rngs: nnx.Rngs
+    in_size: int,
+    out_size: int,
+    *,
+    kernel_init: Callable[..., Array] = he_normal,
+    bias: bool = True,
+    rngs: nnx.Rngs,
 ) -> nnx.Linear:
     """A linear layer at full precision: TPUs would otherwise multiply in bfloat16."""
     return nnx.Linear(
         in_size,
         out_size,
         use_bias=bias,
-        kernel_init=zeros if zero else he_normal,
+        kernel_init=kernel_init,
         bias_init=zeros,
         precision=lax.Precision.HIGHEST,
         rngs=rngs,
@@ -43,6 +49,7 @@ class MLP(nnx.Module):
     :param context_size: length of the context, 0 for none.
     :param activation: applied after every hidden layer.
     :param zero_init: whether the last layer starts at zero, so that the output does.
+    :param linear_path: whether a linear map of input and context, at first zero, is added.
     :param rngs: random streams of the initial parameters.
     """
 
@@ -64,19 +71,22 @@ class MLP(nnx.Module):
                 f"size={size}, context_size={context_size}, widths={tuple(widths)}."
             )
         self.activation = activation
-        self.input = dense(size, widths[0], rngs=rngs) if size else None
-        self.context = (
-            dense(context_size, widths[0], bias=size == 0, rngs=rngs) if context_size else None
+        self.out_size = out_size
+        # the linear path from inputs to outputs starts at zero; one product serves both paths
+        first = partial(
+            dense,
+            out_size=widths[0] + linear_path * out_size,
+            kernel_init=partial(he_normal, zero_columns=linear_path * out_size),
+            rngs=rngs,
         )
+        self.input = first(size) if size else None
+        self.context = first(context_size, bias=size == 0) if context_size else None
         self.hidden = nnx.List(
             dense(fan_in, fan_out, rngs=rngs) for fan_in, fan_out in pairwise(widths)
         )
-        self.output = dense(widths[-1], out_size, zero=zero_init, rngs=rngs)
-        self.linear = nnx.List(
-            dense(part, out_size, zero=True, bias=False, rngs=rngs)
-            for part in (size, context_size)
-            if linear_path and part
-        )
+        output_init = zeros if zero_init else he_normal
+        self.output = dense(widths[-1], out_size, kernel_init=output_init, rngs=rngs)
+        self.linear_path = linear_path
 
     def __call__(self, x: Array | None, context: Array | None = None) -> Array:
         """Outputs, shape ``(*batch, out_size)``, of inputs ``(*batch, size)``.
@@ -84,20 +94,16 @@ class MLP(nnx.Module):
         :param x: inputs, ``None`` where ``size`` is 0.
         :param context: contexts, shape ``(*batch, context_size)``, batch axes broadcast.
         """
-        layers, inputs = zip(
-            *(
-                (layer, value)
-                for layer, value in ((self.input, x), (self.context, context))
-                if layer is not None
-            ),
-            strict=True,
-        )
-        h = self.activation(_sum(layers, inputs))
+        layers = ((self.input, x), (self.context, context))
+        parts = [layer(value) for layer, value in layers if layer is not None]
+        h = sum(parts[1:], start=parts[0])
+        if not self.linear_path:
+            return self._perceptron(h)
+        h, linear = jnp.split(h, [h.shape[-1] - self.out_size], axis=-1)
+        return self._perceptron(h) + linear
+
+    def _perceptron(self, h: Array) -> Array:
+        h = self.activation(h)
         for layer in self.hidden:
             h = self.activation(layer(h))
-        return self.output(h) + (_sum(self.linear, inputs) if len(self.linear) else 0)
-
-
-def _sum(layers: Iterable[nnx.Linear], inputs: Iterable[Array]) -> Array:
-    parts = [layer(value) for layer, value in zip(layers, inputs, strict=True)]
-    return sum(parts[1:], start=parts[0])
+        return self.output(h)

@@ -42,31 +42,33 @@ class Spline(NamedTuple):
         :param x: shape ``(*batch,)``.
         :return: the transformed value and the log derivative, each ``(*batch,)``.
         """
-        u, log_scale = Affine().forward(params[..., :2], x)
-        y, log_slope = _forward(_bin(self._knots(params, x.ndim), u, by=0), u, self.bound)
+        affine, spline = jnp.split(params, [Affine().num_params], axis=-1)
+        u, log_scale = Affine().forward(affine, x)
+        y, log_slope = _forward(_bin(self._knots(spline, x.ndim), u, by=0), u, self.bound)
         return y, log_scale + log_slope
 
     def inverse(self, params: Array, y: Array) -> tuple[Array, Array]:
         """From the base space; shapes as in :meth:`forward`, log derivative of the inverse."""
-        u, log_slope = _inverse(_bin(self._knots(params, y.ndim), y, by=1), y, self.bound)
-        x, log_scale = Affine().inverse(params[..., :2], u)
+        affine, spline = jnp.split(params, [Affine().num_params], axis=-1)
+        u, log_slope = _inverse(_bin(self._knots(spline, y.ndim), y, by=1), y, self.bound)
+        x, log_scale = Affine().inverse(affine, u)
         return x, log_slope + log_scale
 
     def _knots(self, params: Array, ndim: int) -> tuple[Array, Array, Array]:
-        """Widths and heights of the bins, shape ``(bins, ...)``; derivatives ``(bins + 1, ...)``.
+        """Widths and heights, shape ``(bins, ...)``; inner derivatives ``(bins - 1, ...)``.
 
         Bins come first: sums over them then run along the batch, which vectorizes.
         """
         # one context may serve many values: with the bins first, batch axes are aligned by hand
         missing = max(0, ndim + 1 - params.ndim)
-        params = params[..., 2:].reshape((1,) * missing + (*params.shape[:-1], -1))
-        params = jnp.moveaxis(params, -1, 0)
+        params = params.reshape((1,) * missing + params.shape)
+        # the barrier keeps the transposition out of the loops before and after, which vectorize
+        params = jax.lax.optimization_barrier(jnp.moveaxis(params, -1, 0))
         widths, heights, slopes = jnp.split(params, [self.bins, 2 * self.bins])
         # softplus(x + shift) is 1 at x = 0: the spline starts as the identity
         shift = math.log(math.expm1(1 - _MIN_SIZE))
         slopes = _MIN_SIZE + jax.nn.softplus(slopes + shift)
-        ends = [(1, 1)] + [(0, 0)] * (slopes.ndim - 1)
-        return self._sizes(widths), self._sizes(heights), jnp.pad(slopes, ends, constant_values=1.0)
+        return self._sizes(widths), self._sizes(heights), slopes
 
     def _sizes(self, logits: Array) -> Array:
         shares = _MIN_SIZE + (1 - _MIN_SIZE * self.bins) * jax.nn.softmax(logits, axis=0)
@@ -88,23 +90,22 @@ def _bin(knots: tuple[Array, Array, Array], value: Array, *, by: int) -> _Bin:
     """Select by a one-hot product: its gradient is a product too, not a scatter."""
     widths, heights, slopes = knots
     bound = jnp.sum(knots[by], axis=0) / 2
-    ends = jnp.cumsum(knots[by][:-1], axis=0) - bound
-    above = value >= ends
-    reached = jnp.concatenate([jnp.ones_like(above[:1]), above])
-    left = jnp.concatenate([above, jnp.zeros_like(above[:1])])
-    chosen = (reached & ~left).astype(value.dtype)
-    earlier = left.astype(value.dtype)
+    ends = jnp.cumsum(knots[by], axis=0)[:-1] - bound
+    above = (value >= ends).astype(value.dtype)
+    none = jnp.zeros_like(above[:1])
+    left = jnp.concatenate([above, none])
+    chosen = jnp.concatenate([none + 1, above]) - left
 
     def pick(weights: Array, array: Array) -> Array:
         return jnp.sum(weights * array, axis=0)
 
     return _Bin(
-        x=pick(earlier, widths) - bound,
-        y=pick(earlier, heights) - bound,
+        x=pick(left, widths) - bound,
+        y=pick(left, heights) - bound,
         width=pick(chosen, widths),
         height=pick(chosen, heights),
-        slope=pick(chosen, slopes[:-1]),
-        next_slope=pick(chosen, slopes[1:]),
+        slope=chosen[0] + pick(chosen[1:], slopes),  # the first and the last derivative are 1
+        next_slope=chosen[-1] + pick(chosen[:-1], slopes),
     )
 
 
