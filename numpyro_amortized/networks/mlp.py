@@ -94,8 +94,8 @@ class MLP(nnx.Module):
         :param x: inputs, ``None`` where ``size`` is 0.
         :param context: contexts, shape ``(*batch, context_size)``, batch axes broadcast.
         """
-        layers = ((self.input, x), (self.context, context))
-        parts = [layer(value) for layer, value in layers if layer is not None]
+        pairs = ((self.input, x), (self.context, context))
+        parts = [layer(value) for layer, value in pairs if layer is not None and value is not None]
         h = sum(parts[1:], start=parts[0])
         if not self.linear_path:
             return self._perceptron(h)
