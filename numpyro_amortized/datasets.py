@@ -12,7 +12,7 @@ from jax import Array, lax, random
 
 from numpyro_amortized.initializers import host_generator
 from numpyro_amortized.rejuvenation import Chains, Rejuvenation
-from numpyro_amortized.simulators.base import Simulator
+from numpyro_amortized.simulators.base import TraceableSimulator
 
 Batch = dict[str, Array]
 
@@ -47,7 +47,7 @@ class OnlineDataset(Dataset):
     """
 
     def __init__(
-        self, simulator: Simulator, _function: Callable[[Batch], Batch] | None = None
+        self, simulator: TraceableSimulator, _function: Callable[[Batch], Batch] | None = None
     ) -> None:
         self.simulator = simulator
         self.arrays: Batch = {}

@@ -22,7 +22,6 @@ from jax import Array, lax, random
 
 from numpyro_amortized.adapters.adapter import Adapter
 from numpyro_amortized.adapters.latents import UnconstrainLatents, unconstrain_latents
-from numpyro_amortized.simulators.base import Simulator
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import has_bijection
 
@@ -116,7 +115,7 @@ class Rejuvenation:
         return jnp.where(jnp.isnan(log_density), -jnp.inf, log_density)
 
 
-def continuous_latents(simulator: Simulator) -> tuple[str, ...]:
+def continuous_latents(simulator: ModelSimulator) -> tuple[str, ...]:
     """Names of the continuous latent sites."""
     return tuple(
         site.name
@@ -125,12 +124,11 @@ def continuous_latents(simulator: Simulator) -> tuple[str, ...]:
     )
 
 
-def has_density(simulator: Simulator) -> bool:
+def has_density(simulator: ModelSimulator) -> bool:
     """Whether the joint density of a simulation is known, and there are latents to move."""
     names = continuous_latents(simulator)
     return (
-        isinstance(simulator, ModelSimulator)
-        and bool(names)
+        bool(names)
         and all(s.has_density for s in simulator.sites.values() if s.role != "deterministic")
         and all(has_bijection(simulator.sites[name].support) for name in names)
     )

@@ -3,7 +3,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
 from operator import index
 
@@ -11,39 +11,54 @@ import jax
 import jax.numpy as jnp
 from jax import Array, random
 
-from numpyro_amortized.simulators.tracing import Site
-
-__all__ = ["Simulator"]
+__all__ = ["Simulator", "TraceableSimulator"]
 
 
 class Simulator(ABC):
-    """A source of joint draws of latent and observed sites."""
+    """A source of joint draws. A simulator of your own needs :meth:`sample` alone."""
 
-    @property
     @abstractmethod
-    def sites(self) -> Mapping[str, Site]:
-        """The sites of one simulation, in the order they are drawn."""
+    def sample(
+        self, rng_key: Array, batch_shape: int | tuple[int, ...], *, workers: int | None = None
+    ) -> dict[str, Array]:
+        """
+        Draws a batch of simulations. Equal keys give equal batches, whatever ``workers`` is.
+
+        :param rng_key: a typed key, or a raw one of shape ``(2,)`` and dtype ``uint32``.
+        :param batch_shape: number of simulations, or their shape; all sizes at least 1.
+        :param workers: number of worker processes, for simulators that run on the host.
+        :return: name to values of shape ``(*batch_shape, *shape)``.
+        :raises TypeError: if ``rng_key`` is not a key, or a size is not an integer.
+        :raises ValueError: if a size is less than 1.
+        """
+
+
+class TraceableSimulator(Simulator):
+    """A simulator that JAX can trace: it runs vectorized, on the device and in training loops."""
 
     @abstractmethod
     def simulate(self, rng_key: Array) -> dict[str, Array]:
         """
-        Draws every site once. Pure and traceable.
+        Draws once. Pure and traceable.
 
         :param rng_key: a typed key, or a raw one of shape ``(2,)`` and dtype ``uint32``.
-        :return: site name to value, of the site's own shape.
+        :return: name to value, of its own shape.
         """
 
-    def sample(self, rng_key: Array, batch_shape: int | tuple[int, ...]) -> dict[str, Array]:
+    def sample(
+        self, rng_key: Array, batch_shape: int | tuple[int, ...], *, workers: int | None = None
+    ) -> dict[str, Array]:
         """
         Draws a batch of simulations. Equal keys give equal batches; a batch size compiles once.
 
         :param rng_key: a typed key, or a raw one of shape ``(2,)`` and dtype ``uint32``.
         :param batch_shape: number of simulations, or their shape; all sizes at least 1.
-        :return: site name to values of shape ``(*batch_shape, *site_shape)``.
+        :param workers: ignored, since the device draws.
+        :return: name to values of shape ``(*batch_shape, *shape)``.
         :raises TypeError: if ``rng_key`` is not a key, or a size is not an integer.
         :raises ValueError: if a size is less than 1.
         """
-        shape = _check_shape(batch_shape)
+        shape = check_shape(batch_shape)
         draws = self._simulate_batch(random.split(typed_key(rng_key), math.prod(shape)))
         return {name: jnp.reshape(x, shape + x.shape[1:]) for name, x in draws.items()}
 
@@ -66,7 +81,13 @@ def typed_key(rng_key: Array) -> Array:
     raise TypeError(f"rng_key: expected one key, such as jax.random.key(0), got {rng_key!r}")
 
 
-def _check_shape(batch_shape: int | tuple[int, ...]) -> tuple[int, ...]:
+def check_shape(batch_shape: int | tuple[int, ...]) -> tuple[int, ...]:
+    """
+    :param batch_shape: number of simulations, or their shape.
+    :return: the shape.
+    :raises TypeError: if a size is not an integer.
+    :raises ValueError: if a size is less than 1.
+    """
     sizes = batch_shape if isinstance(batch_shape, tuple) else (batch_shape,)
     try:
         shape = tuple(map(index, sizes))

@@ -16,7 +16,7 @@ from jax import Array, random
 from jax.typing import ArrayLike
 
 from numpyro_amortized.simulators.arguments import Arguments
-from numpyro_amortized.simulators.base import Simulator
+from numpyro_amortized.simulators.base import TraceableSimulator
 from numpyro_amortized.simulators.leaks import data_leaves, refuse_leaks
 from numpyro_amortized.simulators.roles import Roles, assign_roles
 from numpyro_amortized.simulators.sizes import data_sized
@@ -27,7 +27,7 @@ __all__ = ["ModelSimulator"]
 _PACKAGE = str(Path(__file__).parents[1])
 
 
-class ModelSimulator(Simulator):
+class ModelSimulator(TraceableSimulator):
     """
     Simulates a NumPyro model, including the sites it observes.
 
