@@ -3,7 +3,7 @@
 
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -11,14 +11,12 @@ import numpy.typing as npt
 from jax import Array, random
 from jax.typing import ArrayLike
 
-from numpyro_amortized.approximators.conditions import (
-    Conditions,
-    check_conditions,
-    check_num_samples,
-)
-from numpyro_amortized.simulators.base import typed_key
+from numpyro_amortized.approximators.conditions import Conditions, check_num_samples
+from numpyro_amortized.approximators.predictive import ModelPredictive
+from numpyro_amortized.simulators.base import Simulator, typed_key
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import Site
+from numpyro_amortized.simulators.varying_size import crop_axes
 
 if TYPE_CHECKING:
     import xarray
@@ -43,14 +41,45 @@ def to_inference_data(
             f"num_samples: expected a multiple of {_NUM_CHAINS}, since draws are laid out as "
             f"{_NUM_CHAINS} chains, got {num_samples}."
         )
-    checked = check_conditions(approximator.source.sites, conditions)
+    checked = approximator.check_conditions(conditions)
     draw_key, predict_key, prior_key = random.split(typed_key(rng_key), 3)
-    draws = _posterior_groups(draw_key, predict_key, approximator, checked, num_samples)
+    sites, log_q = approximator.sample_and_log_prob(draw_key, num_samples, checked.values)
+    draws = {"posterior": sites, "sample_stats": {"log_q": log_q}}
+    source = approximator.source
+    given = checked.values
+    if isinstance(source, ModelSimulator):
+        if source.varying_size is not None:
+            source, given = _at_size(source, given)
+        predictive = ModelPredictive(source, approximator.inferred_sites)
+        latents = {name: sites[name] for name in approximator.inferred_sites}
+        draws |= _predictive_groups(predict_key, predictive, latents, given)
     groups = {name: _as_chains(group, checked) for name, group in draws.items() if group}
-    groups |= _prior_groups(prior_key, approximator, num_samples)
-    groups["observed_data"] = dict(jax.device_get(checked.unbatch(checked.values)))
-    groups["constant_data"] = _constant_data(approximator.source)
-    return _tree(groups, approximator.source.sites, is_batch=checked.is_batch)
+    described = source.sites if isinstance(source, ModelSimulator) else approximator.sites
+    if isinstance(source, Simulator):
+        groups |= _prior_groups(prior_key, source, described, num_samples)
+    shown = dict(jax.device_get(checked.unbatch(given)))
+    roles = {name: described[name].role for name in shown}
+    groups["observed_data"] = {n: x for n, x in shown.items() if roles[n] == "observed"}
+    groups["constant_data"] = _constant_data(source) if isinstance(source, ModelSimulator) else {}
+    groups["constant_data"] |= {n: x for n, x in shown.items() if roles[n] == "context"}
+    return _tree(groups, described, is_batch=checked.is_batch)
+
+
+def _at_size(
+    source: ModelSimulator, given: Mapping[str, Array]
+) -> tuple[ModelSimulator, dict[str, Array]]:
+    """The simulator of the size that all data sets have, and their values without padding."""
+    varying = source.varying_size
+    assert varying is not None
+    sizes = np.unique(np.asarray(given[varying.name]))
+    if len(sizes) > 1:
+        raise ValueError(
+            f"conditions: expected data sets of one size '{varying.name}', got sizes "
+            f"{sizes.tolist()}: convert those of each size by themselves."
+        )
+    axes = {n: tuple(axis + 1 for axis in own) for n, own in varying.axes.items()}
+    values = {name: value for name, value in given.items() if name != varying.name}
+    return source.at_size(int(sizes[0])), crop_axes(values, axes, int(sizes[0]))
 
 
 def _tree(
@@ -101,47 +130,42 @@ def _plate_of_size(size: int, plates: dict[str, int]) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def _posterior_groups(
-    draw_key: Array,
-    predict_key: Array,
-    approximator: "ContinuousApproximator",
-    checked: Conditions,
-    num_samples: int,
+def _predictive_groups(
+    rng_key: Array,
+    predictive: ModelPredictive,
+    latents: dict[str, Array],
+    given: Mapping[str, Array],
 ) -> dict[str, dict[str, Array]]:
     """Values with leading axes ``(num_conditions, num_samples)``."""
-    sites, log_q = approximator.sample_and_log_prob(draw_key, num_samples, checked.values)
-    predictive = approximator.predictive
-    latents = {name: sites[name] for name in approximator.inferred_sites}
-    keys = random.split(predict_key, (checked.num_datasets, num_samples))
+    shape = next(iter(latents.values())).shape[:2]
+    keys = random.split(rng_key, shape)
 
-    def each_draw(function: Callable[..., dict[str, Array]]) -> dict[str, Array]:
-        over_draws = jax.vmap(function, in_axes=(0, None))
-        return jax.jit(jax.vmap(over_draws))(latents, checked.values)
+    def each_draw(function: Callable[..., dict[str, Array]], *draws: Any) -> dict[str, Array]:
+        over_draws = jax.vmap(function, in_axes=(*[0] * len(draws), None))
+        return jax.jit(jax.vmap(over_draws))(*draws, given)
 
     return {
-        "posterior": sites,
-        "posterior_predictive": jax.jit(jax.vmap(jax.vmap(predictive.observations)))(keys, latents),
-        "log_likelihood": each_draw(predictive.log_likelihood),
-        "log_prior": each_draw(predictive.log_prior),
-        "sample_stats": {"log_q": log_q},
+        "posterior_predictive": each_draw(predictive.observations, keys, latents),
+        "log_likelihood": each_draw(predictive.log_likelihood, latents),
+        "log_prior": each_draw(predictive.log_prior, latents),
     }
 
 
 def _prior_groups(
-    rng_key: Array, approximator: "ContinuousApproximator", num_samples: int
+    rng_key: Array, source: Simulator, sites: Mapping[str, Site], num_samples: int
 ) -> dict[str, Group]:
-    draws = jax.device_get(approximator.source.sample(rng_key, (1, num_samples)))
-    sites = approximator.source.sites
+    draws = jax.device_get(source.sample(rng_key, (1, num_samples)))
     observed = {name for name, site in sites.items() if site.role == "observed"}
+    context = {name for name, site in sites.items() if site.role == "context"}
     return {
-        "prior": {name: value for name, value in draws.items() if name not in observed},
+        "prior": {n: x for n, x in draws.items() if n not in observed | context},
         "prior_predictive": {name: draws[name] for name in sites if name in observed},
     }
 
 
 def _constant_data(simulator: ModelSimulator) -> Group:
     """Array arguments of the model that are not its data."""
-    bound = inspect.signature(simulator.model).bind(*simulator.args, **simulator.kwargs)
+    bound = inspect.signature(simulator.model).bind_partial(*simulator.args, **simulator.kwargs)
     arrays = {
         name: np.asarray(value)
         for name, value in bound.arguments.items()

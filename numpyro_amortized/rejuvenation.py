@@ -109,7 +109,7 @@ class Rejuvenation:
         terms = [
             jnp.sum(_unmasked(trace[site.name]["fn"]).log_prob(trace[site.name]["value"]))
             for site in self.simulator.sites.values()
-            if site.role != "deterministic"
+            if site.is_random
         ]
         log_density = sum(terms) - self.latents.log_det_jac(latents)
         return jnp.where(jnp.isnan(log_density), -jnp.inf, log_density)
@@ -129,7 +129,8 @@ def has_density(simulator: ModelSimulator) -> bool:
     names = continuous_latents(simulator)
     return (
         bool(names)
-        and all(s.has_density for s in simulator.sites.values() if s.role != "deterministic")
+        and simulator.varying_size is None
+        and all(s.has_density for s in simulator.sites.values() if s.is_random)
         and all(has_bijection(simulator.sites[name].support) for name in names)
     )
 

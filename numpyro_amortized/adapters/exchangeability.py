@@ -45,10 +45,17 @@ def find_sets(
     """
     sites = simulator.sites
     observed = [site for site in sites.values() if site.role == "observed"]
+    varying = simulator.varying_size
+    context = [
+        s
+        for s in sites.values()
+        if s.role == "context" and (varying is None or s.name != varying.name)
+    ]
     marginal = [s for s in sites.values() if s.role == "latent" and s.name not in inferred]
     draws = {name: np.asarray(value[:_NUM_PILOTS]) for name, value in pilot.items()}
     sets: list[ObservedSet] = []
     reasons = {site.name: "no axis with several members" for site in observed}
+    reasons |= {site.name: "context of the whole data set" for site in context}
     for axes in _candidates(observed):
         axes = {name: axis for name, axis in axes.items() if not _in_sets(name, sets)}
         if not axes:
@@ -56,10 +63,14 @@ def find_sets(
         name = next(iter(axes))
         size = sites[name].shape[axes[name]]
         label = _label(sites[name], axes[name])
-        moved = axes | _companions(sites[name], axes[name], marginal)
-        if _is_invariant(simulator, moved, draws):
-            reason = f"permuting the {size} members of {label} leaves the log density unchanged"
-            sets.append(ObservedSet(axes, size, reason))
+        companions = _companions(sites[name], axes[name], marginal)
+        pairs = {s.name: s.shape.index(size) for s in context if size in s.shape}
+        # members and their covariates are moved together first
+        for moved in (axes | pairs, axes) if pairs else (axes,):
+            if _is_invariant(simulator, moved | companions, draws):
+                reason = f"permuting the {size} members of {label} leaves the log density unchanged"
+                sets.append(ObservedSet(moved, size, reason))
+                break
         else:
             for each in axes:
                 reasons[each] = f"permuting the members of {label} changes the log density"
@@ -118,7 +129,8 @@ def _in_sets(name: str, sets: Sequence[ObservedSet]) -> bool:
 def _is_invariant(
     simulator: ModelSimulator, axes: dict[str, int], pilot: Mapping[str, np.ndarray]
 ) -> bool:
-    names = [site.name for site in simulator.sites.values() if site.role != "deterministic"]
+    names = [site.name for site in simulator.sites.values() if site.is_random]
+    context = [site.name for site in simulator.sites.values() if site.role == "context"]
 
     def log_densities(values: Data) -> tuple[Array, Array]:
         trace = simulator.trace(random.key(0), values)
@@ -127,7 +139,7 @@ def _is_invariant(
         return reduce(add, map(jnp.sum, terms)), reduce(add, magnitudes)
 
     evaluate = jax.jit(jax.vmap(log_densities))
-    values = {name: pilot[name] for name in names}
+    values = {name: pilot[name] for name in (*names, *context)}
     before, magnitude = (np.asarray(part) for part in evaluate(values))
     size = next(values[name].shape[axis + 1] for name, axis in axes.items())
     usable = np.isfinite(before) & np.isfinite(magnitude)

@@ -2,7 +2,7 @@
 """The bijection between the latent sites and one unconstrained, standardized vector."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import add
 from typing import NamedTuple
@@ -70,6 +70,7 @@ class UnconstrainLatents(Bijection):
     :param mean: shape ``(size,)``, subtracted from the unconstrained vector.
     :param scale: shape ``(size,)``, divides it afterwards.
     :param heavy: booleans, shape ``(size,)``: those that are squashed by asinh at last.
+    :param needs: names of the context on which the priors depend: without it nothing can be mapped.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class UnconstrainLatents(Bijection):
         mean: np.ndarray,
         scale: np.ndarray,
         heavy: np.ndarray,
+        needs: tuple[str, ...] = (),
     ) -> None:
+        self.needs = needs
         self.simulator = simulator
         self.maps = maps
         self.mean = mean
@@ -114,7 +117,7 @@ class UnconstrainLatents(Bijection):
 
     def inverse(self, data: Data) -> dict[str, Array]:
         rest = {name: value for name, value in data.items() if name != "inference_variables"}
-        trace = self._constrain(data["inference_variables"])
+        trace = self._constrain(data["inference_variables"], self._context(data))
         return rest | {name: trace[name]["value"] for name in self.names}
 
     def log_det_jac(self, data: Data) -> Array:
@@ -123,7 +126,15 @@ class UnconstrainLatents(Bijection):
         log_slope = jnp.where(self.heavy, -0.5 * jnp.log1p(standard**2), 0)
         return log_det + jnp.sum(log_slope) - jnp.sum(jnp.log(self.scale))
 
-    def _constrain(self, vector: Array) -> OrderedDict:
+    def _context(self, data: Data) -> dict[str, Array]:
+        if missing := [name for name in self.needs if name not in data]:
+            raise ValueError(
+                f"Adapter: the priors of {list(self.names)} depend on the context {missing}, which "
+                "is missing from the data."
+            )
+        return {name: data[name] for name in self.needs}
+
+    def _constrain(self, vector: Array, context: Data) -> OrderedDict:
         """Trace of the model at an inference vector; sites left out are simulated."""
         # the inner `where` keeps the gradient of the branch not taken finite
         squashed = jnp.where(self.heavy, vector, 0)
@@ -137,7 +148,7 @@ class UnconstrainLatents(Bijection):
                 return None
             return maps[name].inverse(site["fn"], _at_index(pieces[name], site))
 
-        return self.simulator.trace(random.key(0), substitute_fn=value_of)
+        return self.simulator.trace(random.key(0), context, substitute_fn=value_of)
 
     def describe(self) -> list[str]:
         return [
@@ -147,7 +158,7 @@ class UnconstrainLatents(Bijection):
         ]
 
     def _unconstrain(self, data: Data) -> tuple[Array, Array]:
-        values = {name: data[name] for name in self.names}
+        values = {name: data[name] for name in self.names} | self._context(data)
         trace = self.simulator.trace(random.key(0), values)
         pairs = [m.forward(trace[m.name]["fn"], trace[m.name]["value"]) for m in self.maps]
         vector = jnp.concatenate([jnp.ravel(z) for z, _ in pairs])
@@ -188,8 +199,10 @@ def unconstrain_latents(
     :param prior_to_normal: whether to map by the prior's CDF where that can be done.
     :raises ValueError: where a site's support has no bijection, or depends on sites left out.
     """
-    values = {name: pilot[name][0] for name in names}
+    context = tuple(s.name for s in simulator.sites.values() if s.role == "context")
+    values = {name: pilot[name][0] for name in (*names, *context)}
     varying = varying_sites(simulator, values)
+    needs = context if _depends(simulator, names, values, context) else ()
     maps: list[SiteMap] = []
 
     def choose() -> None:  # traced for types and shapes alone: nothing is computed
@@ -207,11 +220,22 @@ def unconstrain_latents(
         np.zeros(size, dtype),
         np.ones(size, dtype),
         np.zeros(size, bool),
+        needs,
     )
-    draws = jax.jit(jax.vmap(raw.forward))({name: pilot[name] for name in names})
+    draws = jax.jit(jax.vmap(raw.forward))({name: pilot[name] for name in (*names, *needs)})
     vectors = np.asarray(draws["inference_variables"])
     exact = np.concatenate([np.full(int(np.prod(m.shape)), m.by_prior) for m in maps])
-    return UnconstrainLatents(simulator, tuple(maps), *_moments(vectors, exact))
+    return UnconstrainLatents(simulator, tuple(maps), *_moments(vectors, exact), needs)
+
+
+def _depends(
+    simulator: ModelSimulator, names: Sequence[str], values: Draws, context: Sequence[str]
+) -> bool:
+    """Whether the priors of the inferred sites vary with the context."""
+    if not context:
+        return False
+    free = varying_sites(simulator, {name: values[name] for name in names})
+    return any(free[name].distribution for name in names)
 
 
 def _choose_map(

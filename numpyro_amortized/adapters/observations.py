@@ -12,6 +12,8 @@ from jax import Array
 from scipy.special import ndtri
 
 from numpyro_amortized.adapters.base import Data, Transform
+from numpyro_amortized.adapters.exchangeability import ObservedSet
+from numpyro_amortized.simulators.varying_size import VaryingSize
 
 _GAIN = 0.02  # in correlation with normal quantiles, before a squashing is preferred
 
@@ -139,6 +141,35 @@ class StandardizeObserved(Transform):
         return jnp.where(self.masks[name], standardized, 0) if name in self.masks else standardized
 
 
+class MaskBeyondSize(Transform):
+    """Zeros beyond the size of a simulation, and which members of the set are within it.
+
+    :param varying: the size, and the axes that have it.
+    :param sets: the sets found; the first one is summarized.
+    """
+
+    def __init__(self, varying: VaryingSize, sets: Sequence[ObservedSet]) -> None:
+        self.varying = varying
+        in_set = {name for group in sets[:1] for name in group.axes}
+        self.masks_set = any(name in in_set for name in varying.axes)
+
+    def forward(self, data: Data) -> dict[str, Array]:
+        if self.varying.name not in data:
+            return dict(data)
+        within = jnp.arange(self.varying.high) < data[self.varying.name]
+        values = {name: self._mask(name, value, within) for name, value in data.items()}
+        return values | ({"summary_mask": within} if self.masks_set else {})
+
+    def _mask(self, name: str, value: Array, within: Array) -> Array:
+        for axis in self.varying.axes.get(name, ()):
+            shape = [-1 if k == axis else 1 for k in range(value.ndim)]
+            value = jnp.where(within.reshape(shape), value, 0)
+        return value
+
+    def describe(self) -> list[str]:
+        return [self.varying.describe()]
+
+
 class CollectSet(Transform):
     """Observed sites that share a set to ``summary_variables``, ``(members, features)``."""
 
@@ -147,7 +178,7 @@ class CollectSet(Transform):
         self.reason = reason
 
     def forward(self, data: Data) -> dict[str, Array]:
-        if not any(name in data for name in self.axes):
+        if not all(name in data for name in self.axes):
             return dict(data)
         members = [
             jnp.moveaxis(data[name], axis, 0).reshape(data[name].shape[axis], -1)
@@ -168,7 +199,7 @@ class CollectConditions(Transform):
         self.reasons = reasons
 
     def forward(self, data: Data) -> dict[str, Array]:
-        if not any(name in data for name in self.reasons):
+        if not self.reasons or not all(name in data for name in self.reasons):
             return dict(data)
         parts = [jnp.ravel(data[name]) for name in self.reasons]
         rest = {name: value for name, value in data.items() if name not in self.reasons}

@@ -8,18 +8,20 @@ import numpy as np
 from jax import random
 
 from numpyro_amortized.adapters.adapter import Adapter
-from numpyro_amortized.adapters.base import Draws
+from numpyro_amortized.adapters.base import Draws, Transform
 from numpyro_amortized.adapters.exchangeability import ObservedSet, find_sets
 from numpyro_amortized.adapters.latents import unconstrain_latents
 from numpyro_amortized.adapters.observations import (
     CollectConditions,
     CollectSet,
     DropSites,
+    MaskBeyondSize,
     StandardizeObserved,
     fit_standardization,
 )
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import Site
+from numpyro_amortized.simulators.varying_size import VaryingSize
 
 _NUM_PILOTS = 2000
 
@@ -37,16 +39,21 @@ def posterior_adapter(
     draws = pilot_draws(simulator, pilot)
     latents = unconstrain_latents(simulator, names, draws, prior_to_normal=prior_to_normal)
     found, reasons = _sets(simulator, names, draws, sets)
-    observed = [site for site in simulator.sites.values() if site.role == "observed"]
-    transforms = [
+    varying = simulator.varying_size
+    given = [site for site in simulator.sites.values() if site.is_given]
+    observed = [site for site in given if varying is None or site.name != varying.name]
+    transforms: list[Transform] = [
         DropSites(_left_out(simulator, names)),
         latents,
         _standardize(observed, found, draws),
+        *([] if varying is None else [MaskBeyondSize(varying, found)]),
         *(CollectSet(group.axes, group.reason) for group in found[:1]),
+        *([] if varying is None else _size_condition(simulator, varying, found, reasons, draws)),
         CollectConditions(reasons),
     ]
     ranks = {site.name: len(site.shape) for site in simulator.sites.values()}
     ranks |= {"inference_variables": 1, "inference_conditions": 1, "summary_variables": 2}
+    ranks |= {"summary_mask": 1}
     return Adapter(transforms, ranks=ranks)
 
 
@@ -74,10 +81,27 @@ def pilot_draws(simulator: ModelSimulator, pilot: Draws | None) -> dict[str, np.
     return {name: value[usable] for name, value in draws.items()}
 
 
+def _size_condition(
+    simulator: ModelSimulator,
+    varying: VaryingSize,
+    found: Sequence[ObservedSet],
+    reasons: dict[str, str],
+    pilot: Draws,
+) -> list[Transform]:
+    """A summary network counts the members of its set; otherwise the size is a condition."""
+    in_set = {name for group in found[:1] for name in group.axes}
+    if all(n in in_set for n in varying.axes if simulator.sites[n].is_given):
+        return [DropSites({varying.name: "counted by the summary network"})]
+    reasons[varying.name] = f"the size, {varying.low} to {varying.high}"
+    return [_standardize([simulator.sites[varying.name]], (), pilot)]
+
+
 def _inferred(simulator: ModelSimulator, sites: Sequence[str] | None) -> tuple[str, ...]:
     latents = [site for site in simulator.sites.values() if site.role == "latent"]
+    varying = simulator.varying_size
+    sized = [s.name for s in latents if varying is not None and s.name in varying.axes]
     if sites is None:
-        names = tuple(s.name for s in latents if not _is_discrete(s))
+        names = tuple(s.name for s in latents if not _is_discrete(s) and s.name not in sized)
         if not names:
             raise ValueError(
                 "The model has no continuous latent site, so there is no density to infer; its "
@@ -90,6 +114,11 @@ def _inferred(simulator: ModelSimulator, sites: Sequence[str] | None) -> tuple[s
     if unknown or not sites:
         raise ValueError(
             f"`sites`: expected names of latent sites, from {known}, got {unknown or list(sites)}."
+        )
+    if refused := [name for name in sites if name in sized]:
+        raise ValueError(
+            f"`sites`: {refused} have the size that varies, and a posterior has a fixed number of "
+            "variables. Leave them out: they are then marginalized by simulation."
         )
     return tuple(name for name in known if name in sites)
 
@@ -119,7 +148,7 @@ def _sets(
     found, reasons = find_sets(simulator, names, pilot)
     for name, axis in (override or {}).items():
         site = simulator.sites.get(name)
-        if site is None or site.role != "observed":
+        if site is None or not site.is_given:
             raise ValueError(f"`sets`: '{name}' is not an observed site of the model.")
         if axis is not None and not -len(site.shape) <= axis < len(site.shape):
             raise ValueError(f"`sets`: site '{name}' of shape {site.shape} has no axis {axis}.")

@@ -11,37 +11,30 @@ from flax import nnx
 from jax import Array, random
 
 from numpyro_amortized.adapters.adapter import Adapter
-from numpyro_amortized.approximators.conditions import as_numbers, check_positive
-from numpyro_amortized.datasets import (
-    Batch,
-    Dataset,
-    OfflineDataset,
-    OnlineDataset,
-    RejuvenatedDataset,
-)
-from numpyro_amortized.rejuvenation import Rejuvenation, has_density
+from numpyro_amortized.approximators.conditions import check_positive
+from numpyro_amortized.approximators.inputs import Recipe, held_out, training_inputs
+from numpyro_amortized.approximators.sources import Source, as_source, source_sites
+from numpyro_amortized.datasets import Batch, Dataset, OfflineDataset, RejuvenatedDataset
 from numpyro_amortized.simulators.base import typed_key
 from numpyro_amortized.simulators.model import ModelSimulator
-from numpyro_amortized.simulators.tracing import Site
 from numpyro_amortized.training import History, default_optimizer, train
 
-_VALIDATION_SHARE, _MAX_VALIDATION = 0.1, 2000
 NetworkSpec = nnx.Module | Callable[..., nnx.Module]
 
 
 class Approximator(ABC):
     """A trainable approximation of a distribution that a simulator defines.
 
-    :param source: a :class:`ModelSimulator`, or a NumPyro model without arguments.
-    :param adapter: sites to network inputs.
-    :raises TypeError: where the source is neither.
+    :param source: a simulator, a data set, or a NumPyro model without arguments.
+    :param adapter: sites to network inputs; needed where the source is no model.
+    :raises TypeError: where the source is none of these.
+    :raises ValueError: where there is no adapter and no model to derive it from.
     """
 
-    def __init__(
-        self, source: ModelSimulator | Callable[[], object], *, adapter: Adapter | None
-    ) -> None:
-        self.source = source if isinstance(source, ModelSimulator) else _model_simulator(source)
-        self.adapter = Adapter.for_posterior(self.source) if adapter is None else adapter
+    def __init__(self, source: Source | Callable[[], object], *, adapter: Adapter | None) -> None:
+        self.source = as_source(source)
+        self.adapter = _default_adapter(self.source) if adapter is None else adapter
+        self.sites = source_sites(self.source, self.adapter)
         self._modules: nnx.Dict | None = None
 
     @abstractmethod
@@ -99,8 +92,8 @@ class Approximator(ABC):
         _check_options(
             validation, rejuvenation, epochs=epochs, num_batches=num_batches, batch_size=batch_size
         )
-        inputs, held_out, dropped = self._inputs(
-            split_key, validation_key, dataset, validation, rejuvenation
+        inputs, kept, dropped = training_inputs(
+            split_key, self._recipe, dataset, validation=validation, num_moves=rejuvenation
         )
         modules = self._modules
         if modules is None:
@@ -122,7 +115,7 @@ class Approximator(ABC):
             epochs=epochs,
             num_batches=num_batches,
             batch_size=batch_size,
-            validation=held_out,
+            validation=held_out(validation_key, self._recipe, kept),
             progress_bar=progress_bar,
         )
         nnx.update(modules, params)
@@ -130,78 +123,9 @@ class Approximator(ABC):
         skipped = history.skipped_simulations + dropped
         return dataclasses.replace(history, skipped_simulations=skipped)
 
-    def _inputs(
-        self,
-        split_key: Array,
-        validation_key: Array,
-        dataset: Mapping[str, Array] | Dataset | None,
-        validation: Mapping[str, Array] | int | None,
-        num_moves: int | None,
-    ) -> tuple[Dataset, Batch | None, int]:
-        """Network inputs for training and validation, and the number of rows not finite."""
-        dropped = 0
-        if dataset is None:
-            dataset = OnlineDataset(self.source)
-        if isinstance(dataset, Mapping | OfflineDataset):
-            bank = dataset.arrays if isinstance(dataset, OfflineDataset) else dataset
-            whole = OfflineDataset(self._check_bank(bank))
-            dataset = whole.finite()
-            dropped = len(whole) - len(dataset)
-            if dropped >= len(whole) / 2:
-                raise ValueError(
-                    f"dataset: {dropped} of {len(whole)} simulations have values that are not "
-                    "finite. Restrict the priors to values at which the model can be simulated."
-                )
-            if validation is None:
-                validation = int(np.ceil(min(_VALIDATION_SHARE * len(dataset), _MAX_VALIDATION)))
-            if not isinstance(validation, Mapping) and validation:
-                dataset, held_out = dataset.split(split_key, validation)
-                validation = held_out.arrays
-            dataset = self._rejuvenated(dataset, num_moves)
-        inputs = dataset.map(self._adapt)
-        if isinstance(validation, int) and validation == 0:
-            return inputs, None, dropped
-        if not isinstance(validation, Mapping):
-            validation = self.source.sample(validation_key, validation or _ONLINE_VALIDATION)
-        held_out = OfflineDataset(self._check_bank(validation)).map(self._adapt).finite()
-        return inputs, held_out.arrays, dropped
-
-    def _rejuvenated(self, dataset: OfflineDataset, num_moves: int | None) -> Dataset:
-        """The bank with its moves, where the model has a density and the bank every site."""
-        complete = all(
-            site.name in dataset.arrays
-            for site in self.source.sites.values()
-            if site.role != "deterministic"
-        )
-        can_move = complete and has_density(self.source)
-        if num_moves and not can_move:
-            raise ValueError(
-                "rejuvenation: expected a model with a density for every site, and a bank with "
-                f"values of all of them, got a bank of {list(dataset.arrays)}; pass 0 for no moves."
-            )
-        num_moves = (_NUM_MOVES if can_move else 0) if num_moves is None else num_moves
-        if not num_moves:
-            return dataset
-        moves = Rejuvenation.of(self.source, self.adapter, dataset.arrays)
-        return RejuvenatedDataset(dataset.arrays, moves, num_moves)
-
-    def _adapt(self, values: Batch) -> Batch:
-        return self.adapter.forward(values)
-
-    def _check_bank(self, bank: Mapping[str, Array]) -> dict[str, np.ndarray]:
-        """The sites that the networks see, with shapes checked."""
-        needed = self._needed_sites
-        missing = [name for name in needed if name not in bank]
-        if missing:
-            raise ValueError(
-                f"dataset: expected values of the sites {list(needed)}, missing: {missing}."
-            )
-        sites = [
-            site
-            for site in self.source.sites.values()
-            if site.name in bank and site.role != "deterministic"
-        ]
-        return {site.name: _check_simulations(site, bank[site.name]) for site in sites}
+    @property
+    def _recipe(self) -> Recipe:
+        return Recipe(self.source, self.adapter, self.sites, self._needed_sites)
 
     def _trained(self) -> nnx.Dict:
         if self._modules is None:
@@ -213,29 +137,16 @@ class Approximator(ABC):
 
 
 _NUM_STEPS, _MIN_EPOCHS = 3500, 10
-_NUM_MOVES = 20
-_ONLINE_BATCHES, _ONLINE_VALIDATION = 100, 1000
+_ONLINE_BATCHES = 100
 
 
-def _model_simulator(source: Callable[[], object]) -> ModelSimulator:
-    if not callable(source):
-        raise TypeError(
-            "source: expected a ModelSimulator or a NumPyro model without arguments, got "
-            f"{type(source).__name__}. Wrap a model with arguments: ModelSimulator(model, *args)."
-        )
-    return ModelSimulator(source)
-
-
-def _check_simulations(site: Site, value: Array | np.ndarray) -> np.ndarray:
-    if np.ndim(value) == 0 or np.shape(value)[1:] != site.shape:
+def _default_adapter(source: Source) -> Adapter:
+    if not isinstance(source, ModelSimulator):
         raise ValueError(
-            f"dataset: site '{site.name}': expected shape (num_simulations, "
-            f"{', '.join(map(str, site.shape))}), got {np.shape(value)}."
+            f"adapter: expected one, since {type(source).__name__} is no model from which it could "
+            "be derived: Adapter().concatenate([...], into='inference_variables')..."
         )
-    try:
-        return as_numbers(site, value).astype(site.dtype)
-    except ValueError as error:
-        raise ValueError(f"dataset: {error}") from error
+    return Adapter.for_posterior(source)
 
 
 def make_network(network: NetworkSpec, rngs: nnx.Rngs, **sizes: int) -> nnx.Module:

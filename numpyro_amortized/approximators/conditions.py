@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from numpyro_amortized.simulators.tracing import Site
+from numpyro_amortized.simulators.varying_size import VaryingSize
 
 
 class Conditions(NamedTuple):
@@ -29,18 +30,30 @@ class Conditions(NamedTuple):
         return result if self.is_batch else jax.tree.map(lambda array: array[0], result)
 
 
-def check_conditions(sites: Mapping[str, Site], conditions: Mapping[str, ArrayLike]) -> Conditions:
-    """Validate the values of the observed sites.
+def check_conditions(
+    sites: Mapping[str, Site],
+    conditions: Mapping[str, ArrayLike],
+    varying: VaryingSize | None = None,
+) -> Conditions:
+    """Validate the values of the observed sites and of the context.
 
     :param sites: the sites of the simulator.
-    :param conditions: a value of each observed site; with one more leading axis, a batch.
+    :param conditions: a value of each observed site and of the context; with one more leading
+        axis, a batch. A context without that axis is shared.
+    :param varying: the size that varies, if there is one: values are padded to the greatest.
     :raises TypeError: where it is no mapping of names to numbers.
     :raises ValueError: where names, shapes, types or values do not fit.
     """
-    names = [site.name for site in sites.values() if site.role == "observed"]
+    names = given_names(sites, varying)
+    if isinstance(conditions, Mapping) and varying is not None:
+        names += [varying.name] if varying.name in conditions else []
     _check_names(conditions, names, "conditions", sites)
     arrays = {name: _as_array(sites[name], conditions[name]) for name in names}
-    extra = {name: _leading(sites[name], arrays[name], (0, 1))[0] for name in names}
+    if varying is not None and varying.name not in arrays:
+        arrays = _padded(sites, arrays, varying)
+    extra = {name: _leading(sites[name], arrays[name], (0, 1))[0] for name in arrays}
+    arrays, extra = _shared(sites, arrays, extra)
+    names = list(arrays)
     if len(set(extra.values())) > 1 or len({_lengths(arrays[n]) for n in names if extra[n]}) > 1:
         shapes = {name: arrays[name].shape for name in names}
         raise ValueError(
@@ -52,6 +65,51 @@ def check_conditions(sites: Mapping[str, Site], conditions: Mapping[str, ArrayLi
     if is_batch and not len(next(iter(values.values()))):
         raise ValueError("conditions: expected at least one data set, got an axis of length 0.")
     return Conditions(values, is_batch)
+
+
+def given_names(sites: Mapping[str, Site], varying: VaryingSize | None = None) -> list[str]:
+    """Names of what inference conditions on; a size is read from the shapes of the others."""
+    size = None if varying is None else varying.name
+    return [site.name for site in sites.values() if site.is_given and site.name != size]
+
+
+def _padded(
+    sites: Mapping[str, Site], arrays: dict[str, Array], varying: VaryingSize
+) -> dict[str, Array]:
+    """Values of the greatest size, and the size that they had."""
+    sized = {
+        name: varying.axes[name][0] - len(sites[name].shape)
+        for name in arrays
+        if name in varying.axes
+    }
+    lengths = {n: arrays[n].shape[k] for n, k in sized.items() if arrays[n].ndim >= -k}
+    size = next(iter(lengths.values()), 0)
+    if len(set(lengths.values())) > 1 or not varying.low <= size <= varying.high:
+        raise ValueError(
+            f"conditions: expected sites {list(sized)} of one size '{varying.name}' between "
+            f"{varying.low} and {varying.high}, the range of the training, got sizes {lengths}."
+        )
+    padded = {}
+    for name, array in arrays.items():
+        rank = len(sites[name].shape)
+        axes = [axis - rank for axis in varying.axes.get(name, ())]
+        extra = [
+            (0, varying.high - size if k - array.ndim in axes else 0) for k in range(array.ndim)
+        ]
+        padded[name] = jnp.pad(array, extra)
+    some = next(iter(lengths))
+    batch = arrays[some].shape[: arrays[some].ndim - len(sites[some].shape)]
+    return padded | {varying.name: jnp.full(batch, size, jnp.int32)}
+
+
+def _shared(
+    sites: Mapping[str, Site], arrays: dict[str, Array], extra: dict[str, int]
+) -> tuple[dict[str, Array], dict[str, int]]:
+    """A context without the axis of the data sets serves all of them."""
+    batched = [array.shape[0] for name, array in arrays.items() if extra[name]]
+    alone = [n for n in arrays if not extra[n] and sites[n].role == "context" and batched]
+    repeated = {n: jnp.broadcast_to(arrays[n], (batched[0], *arrays[n].shape)) for n in alone}
+    return arrays | repeated, extra | dict.fromkeys(alone, 1)
 
 
 def check_latents(
@@ -131,6 +189,24 @@ def in_batches[T](
     return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:length], *results)
 
 
+def map_in_chunks[T](function: Callable[..., T], arguments: tuple[Any, ...], chunk_size: int) -> T:
+    """Map a function over the leading axis, vectorized over chunks of it; traceable.
+
+    :param function: maps one entry of each argument.
+    :param arguments: its arguments, pytrees of arrays with the same leading axis.
+    :param chunk_size: entries at a time.
+    """
+    length = len(jax.tree.leaves(arguments)[0])
+    chunk_size = min(chunk_size, length)
+    num_chunks = -(-length // chunk_size)
+    # the last chunk is filled up: a shorter one would be a second program
+    rows = np.minimum(np.arange(num_chunks * chunk_size), length - 1)
+    rows = rows.reshape(num_chunks, chunk_size)
+    chunks = jax.tree.map(lambda array: array[rows], arguments)
+    results = lax.map(lambda chunk: jax.vmap(function)(*chunk), chunks)
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:length], results)
+
+
 def _check_names(
     data: Mapping[str, ArrayLike], names: Sequence[str], what: str, sites: Mapping[str, Site]
 ) -> None:
@@ -153,17 +229,20 @@ def _check_names(
 
 
 def check_data_names(
-    sites: Mapping[str, Site], inferred: Sequence[str], data: Mapping[str, ArrayLike]
+    sites: Mapping[str, Site],
+    inferred: Sequence[str],
+    data: Mapping[str, ArrayLike],
+    varying: VaryingSize | None = None,
 ) -> None:
-    """Names of latents and observed sites together; deterministic sites are let pass."""
-    observed = [site.name for site in sites.values() if site.role == "observed"]
+    """Names of latents and conditions together; deterministic sites are let pass."""
     if isinstance(data, Mapping):
+        size = None if varying is None else varying.name
         data = {
             name: value
             for name, value in data.items()
-            if name not in sites or name in inferred or sites[name].role == "observed"
+            if name not in sites or name in inferred or (sites[name].is_given and name != size)
         }
-    _check_names(data, [*inferred, *observed], "data", sites)
+    _check_names(data, [*inferred, *given_names(sites, varying)], "data", sites)
 
 
 def as_numbers(site: Site, value: ArrayLike) -> np.ndarray:

@@ -14,18 +14,23 @@ from jax.typing import ArrayLike
 from numpyro_amortized.adapters.adapter import Adapter
 from numpyro_amortized.approximators.base import Approximator, NetworkSpec, make_network
 from numpyro_amortized.approximators.conditions import (
+    Conditions,
     check_conditions,
     check_data_names,
     check_latents,
     check_num_samples,
+    given_names,
     in_batches,
+    map_in_chunks,
 )
 from numpyro_amortized.approximators.predictive import ModelPredictive
+from numpyro_amortized.approximators.sources import Source
 from numpyro_amortized.datasets import Batch
 from numpyro_amortized.networks.coupling_flow import CouplingFlow
 from numpyro_amortized.networks.deep_set import DeepSet
 from numpyro_amortized.simulators.base import typed_key
 from numpyro_amortized.simulators.model import ModelSimulator
+from numpyro_amortized.simulators.varying_size import VaryingSize
 
 if TYPE_CHECKING:
     import xarray
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
 class ContinuousApproximator(Approximator):
     """Amortized posterior of the continuous latent sites of a model.
 
-    :param source: a :class:`ModelSimulator`, or a NumPyro model without arguments.
+    :param source: a simulator, a data set, or a NumPyro model without arguments.
     :param adapter: sites to network inputs, by default :meth:`Adapter.for_posterior`.
     :param inference_network: a class, a :func:`functools.partial` of one (``size``,
         ``condition_size`` and ``rngs`` are supplied), or a ready module.
@@ -47,7 +52,7 @@ class ContinuousApproximator(Approximator):
 
     def __init__(
         self,
-        source: ModelSimulator | Callable[[], object],
+        source: Source | Callable[[], object],
         *,
         adapter: Adapter | None = None,
         inference_network: NetworkSpec = CouplingFlow,
@@ -90,7 +95,7 @@ class ContinuousApproximator(Approximator):
         """
         num_samples = check_num_samples(num_samples)
         graphdef, state = nnx.split(self._trained())
-        checked = check_conditions(self.source.sites, conditions)
+        checked = self.check_conditions(conditions)
         keys = random.split(typed_key(rng_key), checked.num_datasets)
         draw = partial(self._sample, graphdef, state, num_samples)
         return checked.unbatch(in_batches(draw, (keys, checked.values), batch_size))
@@ -110,7 +115,7 @@ class ContinuousApproximator(Approximator):
         """
         num_samples = check_num_samples(num_samples)
         graphdef, state = nnx.split(self._trained())
-        checked = check_conditions(self.source.sites, conditions)
+        checked = self.check_conditions(conditions)
         keys = random.split(typed_key(rng_key), checked.num_datasets)
         draw = partial(self._sample_and_log_prob, graphdef, state, num_samples)
         return checked.unbatch(in_batches(draw, (keys, checked.values), batch_size))
@@ -126,10 +131,10 @@ class ContinuousApproximator(Approximator):
         :raises RuntimeError: before ``fit``.
         """
         graphdef, state = nnx.split(self._trained())
-        sites, names = self.source.sites, self.inferred_sites
-        check_data_names(sites, names, data)
-        observed = {s.name: data[s.name] for s in sites.values() if s.role == "observed"}
-        checked = check_conditions(sites, observed)
+        sites, names = self.sites, self.inferred_sites
+        check_data_names(sites, names, data, self._varying_size)
+        given = given_names(sites, self._varying_size)
+        checked = self.check_conditions({name: data[name] for name in given})
         latents, has_samples = check_latents(sites, names, data, checked)
         result = self._log_prob(graphdef, state, latents, checked.values)
         return checked.unbatch(result if has_samples else result[:, 0])
@@ -143,7 +148,7 @@ class ContinuousApproximator(Approximator):
         from numpyro_amortized.distributions import AmortizedPosterior, Frozen
 
         graphdef, state = nnx.split(self._trained())
-        checked = check_conditions(self.source.sites, conditions)
+        checked = self.check_conditions(conditions)
         context = self._encode(graphdef, state, checked.values)
         frozen = Frozen(self, graphdef, state)
         return AmortizedPosterior(checked.unbatch(context), checked.unbatch(checked.values), frozen)
@@ -184,25 +189,47 @@ class ContinuousApproximator(Approximator):
     @cached_property
     def inferred_sites(self) -> tuple[str, ...]:
         """Names of the latent sites whose posterior is learned, in trace order."""
-        row = jax.eval_shape(lambda: self._inverse_of(jnp.zeros(self._size)))
-        return tuple(name for name in self.source.sites if name in row)
+        row = jax.eval_shape(self._latents_at, jnp.zeros(self._size), self._context_structs)
+        return tuple(
+            name for name, site in self.sites.items() if name in row and site.role == "latent"
+        )
 
     @property
     def _needed_sites(self) -> tuple[str, ...]:
-        observed = [site.name for site in self.source.sites.values() if site.role == "observed"]
-        return (*self.inferred_sites, *observed)
+        given = [site.name for site in self.sites.values() if site.is_given]
+        return (*self.inferred_sites, *given)
 
     @cached_property
-    def predictive(self) -> ModelPredictive:
-        """The model at values of the inferred latents."""
+    def predictive(self) -> ModelPredictive | None:
+        """The model at values of the inferred latents, ``None`` where there is no model."""
+        if not isinstance(self.source, ModelSimulator):
+            return None
         return ModelPredictive(self.source, self.inferred_sites)
+
+    @property
+    def _varying_size(self) -> VaryingSize | None:
+        return self.source.varying_size if isinstance(self.source, ModelSimulator) else None
+
+    def check_conditions(self, conditions: Mapping[str, ArrayLike]) -> Conditions:
+        """Conditions with a leading axis of data sets, padded where the size varies.
+
+        :raises ValueError: where they do not fit the model.
+        """
+        return check_conditions(self.sites, conditions, self._varying_size)
 
     @cached_property
     def _row(self) -> Batch:
         """Shapes of one row of network inputs."""
-        return jax.eval_shape(
-            lambda key: self.adapter.forward(self.source.simulate(key)), random.key(0)
-        )
+        row = {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in self.sites.items()}
+        return jax.eval_shape(self.adapter.forward, row)
+
+    @property
+    def _context_structs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            name: jax.ShapeDtypeStruct(site.shape, site.dtype)
+            for name, site in self.sites.items()
+            if site.role == "context"
+        }
 
     @property
     def _size(self) -> int:
@@ -221,7 +248,8 @@ class ContinuousApproximator(Approximator):
             sets = self._row["summary_variables"]
             summary = make_network(self._summary_spec, rngs, size=sets.shape[-1])
             modules["summary_network"] = summary
-            condition_size += jax.eval_shape(lambda x: summary(x), sets).shape[-1]
+            mask = self._row.get("summary_mask")
+            condition_size += jax.eval_shape(lambda x, m: summary(x, m), sets, mask).shape[-1]
         modules["inference_network"] = make_network(
             self._inference_spec, rngs, size=self._size, condition_size=condition_size
         )
@@ -231,8 +259,19 @@ class ContinuousApproximator(Approximator):
         context = _context(modules, inputs)
         return modules["inference_network"].loss(rng_key, inputs["inference_variables"], context)
 
-    def _inverse_of(self, vector: Array) -> Batch:
-        return self.adapter.inverse({"inference_variables": vector})
+    def _latents_at(self, vector: Array, given: Mapping[str, Array]) -> Batch:
+        """Latents at one vector, shape ``(size,)``, for one data set."""
+        context = {name: given[name] for name in self._context_structs}
+        return self.adapter.inverse({"inference_variables": vector, **context})
+
+    def _variables_at(self, latents: Batch, observed: Batch) -> tuple[Array, Array]:
+        """Network variables and log-determinants of draws ``(num_conditions, num_samples)``."""
+
+        def one(latents: Batch, given: Batch) -> tuple[Array, Array]:
+            data = latents | given
+            return self.adapter.forward(data)["inference_variables"], self.adapter.log_det_jac(data)
+
+        return jax.vmap(jax.vmap(one, in_axes=(0, None)))(latents, observed)
 
     @cached_property
     def _encode(self) -> Callable[..., Array]:
@@ -255,7 +294,7 @@ class ContinuousApproximator(Approximator):
                 repeated = jnp.broadcast_to(context, (num_samples, *context.shape))
                 return network.sample_and_log_prob(rng_key, repeated)
 
-            return jax.vmap(one)(keys, context)
+            return map_in_chunks(one, (keys, context), max(1, _rows() // num_samples))
 
         return jax.jit(draw, static_argnums=(0, 2))
 
@@ -277,13 +316,16 @@ class ContinuousApproximator(Approximator):
             vectors, log_q = self._draw(graphdef, state, num_samples, keys, observed)
             sites = self._sites_at(vectors, observed)
             latents = {name: sites[name] for name in self.inferred_sites}
-            return sites, log_q + self.adapter.log_det_jac(latents)
+            return sites, log_q + self._variables_at(latents, observed)[1]
 
         return jax.jit(sample, static_argnums=(0, 2))
 
     def sites_at(self, vector: Array, observed: Mapping[str, Array]) -> Batch:
         """Latent and deterministic sites at one unconstrained vector, shape ``(size,)``."""
-        latents = self._inverse_of(vector)
+        values = self._latents_at(vector, observed)
+        latents = {name: values[name] for name in self.inferred_sites}
+        if self.predictive is None:
+            return latents
         return latents | self.predictive.deterministic(latents, observed)
 
     def _sites_at(self, vectors: Array, observed: Batch) -> Batch:
@@ -297,11 +339,15 @@ class ContinuousApproximator(Approximator):
         ) -> Array:
             network = nnx.merge(graphdef, state)["inference_network"]
             context = self._encode(graphdef, state, observed)
-            variables = self.adapter.forward(latents)["inference_variables"]
-            log_q = network.log_prob(variables, context[:, None])
-            return log_q + self.adapter.log_det_jac(latents)
+            variables, log_det = self._variables_at(latents, observed)
+            return network.log_prob(variables, context[:, None]) + log_det
 
         return jax.jit(log_prob, static_argnums=0)
+
+
+def _rows() -> int:
+    """Draws at a time: on a CPU so few that what they need stays in its cache."""
+    return 2**12 if jax.default_backend() == "cpu" else 2**18
 
 
 def _context(modules: nnx.Dict, inputs: Batch) -> Array:
@@ -310,7 +356,8 @@ def _context(modules: nnx.Dict, inputs: Batch) -> Array:
     if "inference_conditions" in inputs:
         parts.append(inputs["inference_conditions"])
     if "summary_variables" in inputs:
-        parts.append(modules["summary_network"](inputs["summary_variables"]))
+        mask = inputs.get("summary_mask")
+        parts.append(modules["summary_network"](inputs["summary_variables"], mask))
     return jnp.concatenate(parts, axis=-1)
 
 

@@ -30,12 +30,19 @@ class ModelPredictive:
 
     def __init__(self, simulator: ModelSimulator, inferred: Sequence[str]) -> None:
         self.simulator = simulator
+        self.context = tuple(s.name for s in simulator.sites.values() if s.role == "context")
         self.inferred = tuple(inferred)
 
     @cached_property
     def deterministic_sites(self) -> tuple[str, ...]:
         """Deterministic sites that are functions of the inferred latents and the data."""
-        names = [s.name for s in self.simulator.sites.values() if s.role == "deterministic"]
+        varying = self.simulator.varying_size
+        sized = {} if varying is None else varying.axes
+        names = [
+            s.name
+            for s in self.simulator.sites.values()
+            if s.role == "deterministic" and s.name not in sized
+        ]
         return tuple(name for name in names if not self._varying[name].value)
 
     @cached_property
@@ -58,9 +65,10 @@ class ModelPredictive:
         trace = self.simulator.trace(random.key(0), {**latents, **observed})
         return {name: jnp.asarray(trace[name]["value"]) for name in self.deterministic_sites}
 
-    def observations(self, rng_key: Array, latents: Values) -> dict[str, Array]:
-        """New observations, drawn from the model."""
-        trace = self.simulator.trace(rng_key, latents)
+    def observations(self, rng_key: Array, latents: Values, observed: Values) -> dict[str, Array]:
+        """New observations, drawn from the model in the context of those given."""
+        context = {name: observed[name] for name in self.context}
+        trace = self.simulator.trace(rng_key, {**latents, **context})
         return {s.name: trace[s.name]["value"] for s in self._observed}
 
     def log_likelihood(self, latents: Values, observed: Values) -> dict[str, Array]:
@@ -77,7 +85,9 @@ class ModelPredictive:
 
     @cached_property
     def _varying(self) -> dict[str, Varying]:
-        known = [*self.inferred, *(site.name for site in self._observed)]
+        known = [*self.inferred, *self.context]
+        if self.simulator.varying_size is None:  # otherwise observed values may be padding
+            known += [site.name for site in self._observed]
         with jax.ensure_compile_time_eval():  # it may be asked for first while tracing
             draws = self.simulator.sample(random.key(21), 2)
             values = {name: np.asarray(draws[name])[0] for name in known}

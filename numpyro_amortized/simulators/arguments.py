@@ -41,9 +41,15 @@ class Arguments(NamedTuple):
         :param changes: index of a leaf to its new value.
         :return: ``run`` of the changed arguments.
         """
+        return run(*self.changed(changes))
+
+    def changed(self, changes: Mapping[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """
+        :param changes: index of a leaf to its new value.
+        :return: the changed arguments and keyword arguments.
+        """
         leaves = [changes.get(i, leaf) for i, leaf in enumerate(self.leaves)]
-        args, kwargs = jax.tree.unflatten(self.structure, leaves)
-        return run(args, kwargs)
+        return jax.tree.unflatten(self.structure, leaves)
 
 
 def is_array(leaf: Any) -> bool:

@@ -30,12 +30,12 @@ def varying_sites(
 
     :param simulator: a traced model.
     :param values: site name to the value of one event.
-    :return: site name to what varies, for every site of the simulator.
+    :return: site name to what varies, for every site of the model.
     """
 
     def read(rng_key: Array) -> dict[str, Any]:
         trace = simulator.trace(rng_key, values)
-        return {name: _leaves(trace[name]) for name in simulator.sites}
+        return {name: _leaves(trace[name]) for name in simulator.sites if name in trace}
 
     return {
         name: Varying(*(any(map(varies, leaves)) for leaves in parts))

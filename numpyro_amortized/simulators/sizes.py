@@ -8,7 +8,7 @@ import numpy as np
 
 from numpyro_amortized.simulators.arguments import Arguments, Run, is_array
 
-__all__ = ["data_sized"]
+__all__ = ["changed_axes", "data_sized"]
 
 
 def data_sized(
@@ -32,14 +32,19 @@ def data_sized(
             shorter = arguments.call(shapes, changes)
         except Exception:
             continue
-        if axes := _changed_axes(sites, shorter):
+        if axes := changed_axes(sites, shorter):
             return axes
     return {}
 
 
-def _changed_axes(
+def changed_axes(
     before: Mapping[str, tuple[int, ...]], after: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
+    """
+    :param before: site name to shape.
+    :param after: the same for other arguments.
+    :return: site name to the axes whose lengths differ.
+    """
     changed = {}
     for name, shape in before.items():
         new = after.get(name, shape)

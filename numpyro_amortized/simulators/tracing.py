@@ -37,7 +37,7 @@ class Site(NamedTuple):
     """
 
     name: str
-    role: str  # "latent", "observed" or "deterministic"
+    role: str  # "latent", "observed", "deterministic", or "context": drawn outside the model
     shape: tuple[int, ...]  # of one simulation: batch and event
     dtype: jnp.dtype
     support: Constraint | type[Constraint] | None
@@ -47,6 +47,16 @@ class Site(NamedTuple):
     mask: np.ndarray | None = None
     scanned: bool = False  # the first axis is that of a `scan`
     has_density: bool = True
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the model draws it."""
+        return self.role in ("latent", "observed")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether inference conditions on it."""
+        return self.role in ("observed", "context")
 
     @property
     def event_mask(self) -> np.ndarray | None:

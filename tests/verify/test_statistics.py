@@ -30,7 +30,7 @@ def test_quickstart_agrees_with_nuts():
     reference = quickstart.columns(mcmc.get_samples())
 
     approximator = npa.amortize(quickstart.eight_schools, sigma=errors, y=effects)
-    approximator.fit(random.key(0), epochs=60, progress_bar=False)
+    approximator.fit(random.key(0), epochs=100, progress_bar=False)
     draws = quickstart.columns(approximator.sample(random.key(2), 20_000, {"y": effects}))
     for name, values in draws.items():
         sd = reference[name].std()

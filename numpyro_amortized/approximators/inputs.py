@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From simulations to network inputs for training and validation."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jax import Array
+
+from numpyro_amortized.adapters.adapter import Adapter
+from numpyro_amortized.approximators.conditions import as_numbers
+from numpyro_amortized.approximators.sources import Source
+from numpyro_amortized.datasets import (
+    Batch,
+    Dataset,
+    OfflineDataset,
+    OnlineDataset,
+    RejuvenatedDataset,
+)
+from numpyro_amortized.rejuvenation import Rejuvenation, has_density
+from numpyro_amortized.simulators.base import Simulator, TraceableSimulator
+from numpyro_amortized.simulators.model import ModelSimulator
+from numpyro_amortized.simulators.tracing import Site
+
+__all__ = ["Bank", "Inputs", "held_out", "training_inputs"]
+
+_VALIDATION_SHARE, _MAX_VALIDATION, _ONLINE_VALIDATION = 0.1, 2000, 1000
+_NUM_MOVES = 20
+Bank = Mapping[str, Array | np.ndarray]
+
+
+class Inputs(NamedTuple):
+    """Network inputs."""
+
+    dataset: Dataset
+    validation: Batch | None
+    dropped: int  # simulations of the bank that were not finite
+
+
+class Recipe(NamedTuple):
+    """How the simulations of an approximator become network inputs."""
+
+    source: Source
+    adapter: Adapter
+    sites: Mapping[str, Site]
+    needed: Sequence[str]  # sites that the networks see
+
+    def checked(self, bank: Bank, argument: str) -> OfflineDataset:
+        """A bank of the sites that the networks see, and of others that the model has.
+
+        :raises ValueError: naming the site whose values are missing or of a wrong shape or type.
+        """
+        if missing := [name for name in self.needed if name not in bank]:
+            raise ValueError(
+                f"{argument}: expected values of the sites {list(self.needed)}, missing: {missing}."
+            )
+        sites = [s for s in self.sites.values() if s.name in bank and s.role != "deterministic"]
+        return OfflineDataset({s.name: _simulations(s, bank[s.name], argument) for s in sites})
+
+
+def training_inputs(
+    split_key: Array,
+    recipe: Recipe,
+    dataset: Bank | Dataset | None,
+    *,
+    validation: Bank | int | None,
+    num_moves: int | None,
+) -> tuple[Dataset, Bank | int | None, int]:
+    """The data set of network inputs, what is to validate, and the number of rows left out.
+
+    :param split_key: decides which simulations are held out.
+    :param recipe: of the approximator.
+    :param dataset: a bank or data set; ``None`` simulates online.
+    :param validation: a bank, the number of simulations held out, or the default.
+    :param num_moves: Metropolis moves in every epoch, by default as many as pay.
+    """
+    dataset = _resolved(recipe, dataset)
+    if not isinstance(dataset, OfflineDataset):
+        return dataset.map(recipe.adapter.forward), validation, 0
+    whole = recipe.checked(dataset.arrays, "dataset")
+    finite = whole.finite()
+    dropped = len(whole) - len(finite)
+    if dropped >= len(whole) / 2:
+        raise ValueError(
+            f"dataset: {dropped} of {len(whole)} simulations have values that are not "
+            "finite. Restrict the priors to values at which the model can be simulated."
+        )
+    if validation is None:
+        validation = int(np.ceil(min(_VALIDATION_SHARE * len(finite), _MAX_VALIDATION)))
+    if not isinstance(validation, Mapping) and validation:
+        finite, rest = finite.split(split_key, validation)
+        validation = rest.arrays
+    moved = _rejuvenated(recipe, finite, num_moves)
+    return moved.map(recipe.adapter.forward), validation, dropped
+
+
+def held_out(rng_key: Array, recipe: Recipe, validation: Bank | int | None) -> Batch | None:
+    """Network inputs for validation, simulated unless there is a bank; ``None`` for none."""
+    if isinstance(validation, int | np.integer) and validation == 0:
+        return None
+    if not isinstance(validation, Mapping):
+        if not isinstance(recipe.source, Simulator):
+            return None
+        validation = recipe.source.sample(rng_key, validation or _ONLINE_VALIDATION)
+    checked = recipe.checked(validation, "validation")
+    return checked.map(recipe.adapter.forward).finite().arrays
+
+
+def _resolved(recipe: Recipe, dataset: Bank | Dataset | None) -> Dataset:
+    if dataset is None and isinstance(recipe.source, TraceableSimulator):
+        return OnlineDataset(recipe.source)
+    if dataset is None and isinstance(recipe.source, Dataset):
+        return recipe.source
+    if isinstance(dataset, Mapping):
+        return OfflineDataset(dataset)
+    if isinstance(dataset, Dataset):
+        return dataset
+    raise TypeError(
+        "dataset: expected a mapping of site names to arrays or a data set, got "
+        f"{type(dataset).__name__}."
+    )
+
+
+def _rejuvenated(recipe: Recipe, bank: OfflineDataset, num_moves: int | None) -> Dataset:
+    """The bank with its moves, where the model has a density and the bank every site."""
+    source = recipe.source
+    complete = all(
+        s.name in bank.arrays for s in recipe.sites.values() if s.role != "deterministic"
+    )
+    if not (isinstance(source, ModelSimulator) and complete and has_density(source)):
+        if num_moves:
+            raise ValueError(
+                "rejuvenation: expected a model with a density for every site, and a bank with "
+                f"values of all of them, got a bank of {list(bank.arrays)}; pass 0 for no moves."
+            )
+        return bank
+    num_moves = _NUM_MOVES if num_moves is None else num_moves
+    if not num_moves:
+        return bank
+    moves = Rejuvenation.of(source, recipe.adapter, bank.arrays)
+    return RejuvenatedDataset(bank.arrays, moves, num_moves)
+
+
+def _simulations(site: Site, value: Array | np.ndarray, argument: str) -> np.ndarray:
+    if np.ndim(value) == 0 or np.shape(value)[1:] != site.shape:
+        raise ValueError(
+            f"{argument}: site '{site.name}': expected shape (num_simulations, "
+            f"{', '.join(map(str, site.shape))}), got {np.shape(value)}."
+        )
+    try:
+        return as_numbers(site, value).astype(site.dtype)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from error

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an approximator may learn from, and what its sites are."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+from jax import Array, random
+from jax.interpreters import partial_eval
+
+from numpyro_amortized.adapters.adapter import Adapter
+from numpyro_amortized.datasets import Dataset
+from numpyro_amortized.simulators.base import Simulator
+from numpyro_amortized.simulators.model import ModelSimulator
+from numpyro_amortized.simulators.tracing import Site
+
+__all__ = ["Source", "as_source", "source_draws", "source_sites"]
+
+Source = Simulator | Dataset
+_INPUTS = ("inference_conditions", "summary_variables", "summary_mask")
+_NUM_DRAWS = 2
+
+
+def as_source(source: Source | Callable[[], object]) -> Source:
+    """
+    :param source: a simulator, a data set, or a NumPyro model without arguments.
+    :return: the simulator or data set.
+    :raises TypeError: for anything else.
+    """
+    if isinstance(source, Simulator | Dataset):
+        return source
+    if not callable(source):
+        raise TypeError(
+            "source: expected a simulator, a data set or a NumPyro model without arguments, got "
+            f"{type(source).__name__}. Wrap a model with arguments: ModelSimulator(model, *args)."
+        )
+    return ModelSimulator(source)
+
+
+def source_draws(source: Source) -> dict[str, Array]:
+    """A few draws, values ``(num_draws, *shape)``, for their names, shapes and types."""
+    if isinstance(source, Dataset):
+        return source.head(_NUM_DRAWS)
+    return source.sample(random.key(23), _NUM_DRAWS)
+
+
+def source_sites(source: Source, adapter: Adapter) -> Mapping[str, Site]:
+    """
+    The sites of a source. Without a model, the adapter tells their roles: what comes back from
+    ``inference_variables`` is latent, what goes into the conditions is observed.
+
+    :param source: a simulator or data set.
+    :param adapter: its values to network inputs.
+    """
+    if isinstance(source, ModelSimulator):
+        return source.sites
+    draw = {name: jnp.asarray(value)[0] for name, value in source_draws(source).items()}
+    row = jax.eval_shape(adapter.forward, draw)
+    if "inference_variables" not in row:
+        raise ValueError(
+            "adapter: expected `inference_variables` among its outputs, got "
+            f"{list(row)}. Name them: adapter.concatenate([...], into='inference_variables')."
+        )
+    variables = {"inference_variables": row["inference_variables"]}
+    latent = jax.eval_shape(adapter.inverse, variables)
+    observed = _used(adapter, draw)
+    roles = {name: "latent" if name in latent else "deterministic" for name in draw}
+    roles |= dict.fromkeys(observed, "observed")
+    return MappingProxyType(
+        {
+            name: Site(name, roles[name], x.shape, x.dtype, None, (), x.ndim, has_density=False)
+            for name, x in draw.items()
+        }
+    )
+
+
+def _used(adapter: Adapter, draw: Mapping[str, Array]) -> list[str]:
+    """Names of the values that the conditions depend on."""
+
+    def conditions(values: Mapping[str, Array]) -> list[Array]:
+        inputs = adapter.forward(values)
+        return [inputs[name] for name in _INPUTS if name in inputs]
+
+    jaxpr = jax.make_jaxpr(conditions)(dict(draw)).jaxpr
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return [name for name, is_used in zip(sorted(draw), used, strict=True) if is_used]
