@@ -9,7 +9,10 @@ from operator import index
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, random
+
+from numpyro_amortized.simulators.rejection import accepted_draws, check_count
 
 __all__ = ["Simulator", "TraceableSimulator"]
 
@@ -31,6 +34,60 @@ class Simulator(ABC):
         :raises TypeError: if ``rng_key`` is not a key, or a size is not an integer.
         :raises ValueError: if a size is less than 1.
         """
+
+    def rejection_sample(
+        self,
+        rng_key: Array,
+        batch_shape: int | tuple[int, ...],
+        predicate: Callable[[dict[str, Array]], Array | np.ndarray],
+        *,
+        sample_size: int | None = None,
+        max_rounds: int = 1000,
+        exact: bool = False,
+    ) -> dict[str, Array]:
+        """
+        Draws simulations that a predicate accepts, in rounds: at least as many as asked for.
+
+        **Example**
+
+        .. doctest::
+
+            >>> from jax import random
+            >>> from numpyro_amortized.simulators.functions import LambdaSimulator
+            >>> normal = LambdaSimulator(lambda rng_key: {"x": random.normal(rng_key)})
+            >>> positive = lambda draws: draws["x"] > 0
+            >>> draws = normal.rejection_sample(random.key(0), 100, positive, exact=True)
+            >>> draws["x"].shape, bool(draws["x"].min() > 0)
+            ((100,), True)
+
+        :param rng_key: a typed key, or a raw one of shape ``(2,)`` and dtype ``uint32``.
+        :param batch_shape: number of simulations, or their shape; all sizes at least 1.
+        :param predicate: the simulations of a round, name to values ``(sample_size, *shape)`` on
+            the device, to which of them are accepted, booleans of shape ``(sample_size,)``.
+        :param sample_size: number of simulations in a round; as many as asked for by default.
+        :param max_rounds: the greatest number of rounds.
+        :param exact: whether to return no more simulations than asked for.
+        :return: name to values of shape ``(*batch_shape, *shape)``, where without ``exact`` the
+            first size may be greater.
+        :raises RuntimeError: if too few are accepted, with the rate of acceptance.
+        :raises TypeError: if the predicate returns no booleans, or a size is not an integer.
+        :raises ValueError: if it returns another shape, or a size is less than 1.
+        """
+        shape, max_rounds = check_shape(batch_shape), check_count("max_rounds", max_rounds)
+        num_draws = math.prod(shape)
+        size = num_draws if sample_size is None else check_count("sample_size", sample_size)
+        rows, num_accepted = accepted_draws(
+            lambda key: self.sample(key, size),
+            typed_key(rng_key),
+            predicate,
+            num_draws=num_draws,
+            sample_size=size,
+            max_rounds=max_rounds,
+        )
+        if not exact and shape:
+            shape = (num_accepted // math.prod(shape[1:]), *shape[1:])
+        num_draws = math.prod(shape)
+        return {n: jnp.reshape(x[:num_draws], shape + x.shape[1:]) for n, x in rows.items()}
 
 
 class TraceableSimulator(Simulator):
