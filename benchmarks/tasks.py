@@ -25,6 +25,8 @@ NUM_OBSERVATIONS = 5
 
 POPULATION = 1e6
 DAYS_BETWEEN_COUNTS, NUM_COUNTS, STEPS_PER_DAY = 17, 10, 4
+NUM_CENSUSES, DAYS_BETWEEN_CENSUSES, STEPS_BETWEEN_CENSUSES = 10, 2.1, 84
+NUM_BINS, NUM_LAGS = 100, 9
 
 
 class Task(NamedTuple):
@@ -96,6 +98,21 @@ def gaussian_linear(x: ArrayLike | None = None) -> None:
     numpyro.sample("x", dist.Normal(theta, scale).to_event(1), obs=x)
 
 
+def gaussian_linear_uniform(x: ArrayLike | None = None) -> None:
+    """Normal location within bounds, ``x`` of shape ``(10,)``."""
+    theta = numpyro.sample("theta", dist.Uniform(-1, 1).expand([10]).to_event(1))
+    numpyro.sample("x", dist.Normal(theta, np.sqrt(0.1)).to_event(1), obs=x)
+
+
+def gaussian_mixture(x: ArrayLike | None = None) -> None:
+    """Common location of a wide and a narrow normal, ``x`` of shape ``(2,)``."""
+    theta = numpyro.sample("theta", dist.Uniform(-10, 10).expand([2]).to_event(1))
+    scales = jnp.array([[1.0], [0.1]])
+    components = dist.Normal(theta, jnp.broadcast_to(scales, (2, 2))).to_event(1)
+    halves = dist.Categorical(probs=jnp.array([0.5, 0.5]))
+    numpyro.sample("x", dist.MixtureSameFamily(halves, components), obs=x)
+
+
 def slcp_likelihood(theta: Array) -> dist.MultivariateNormal:
     """Distribution of one point of ``slcp``, with its Cholesky factor written out.
 
@@ -119,6 +136,15 @@ def slcp(x: ArrayLike | None = None) -> None:
         numpyro.sample("x", slcp_likelihood(theta), obs=x)
 
 
+def runge_kutta(slope: Callable[[Array], Array], state: Array, step: float) -> Array:
+    """:return: the state one step later, by Runge and Kutta's fourth-order method."""
+    start = slope(state)
+    middle = slope(state + step / 2 * start)
+    corrected = slope(state + step / 2 * middle)
+    end = slope(state + step * corrected)
+    return state + step / 6 * (start + 2 * middle + 2 * corrected + end)
+
+
 def infected_fractions(beta: Array, gamma: Array) -> Array:
     """Solve the SIR equations by fixed steps of Runge and Kutta's fourth-order method.
 
@@ -134,11 +160,7 @@ def infected_fractions(beta: Array, gamma: Array) -> Array:
         return jnp.stack([-beta * jnp.exp(state[1]), beta * jnp.exp(state[0]) - gamma])
 
     def advance(state: Array, _: None) -> tuple[Array, None]:
-        start = slope(state)
-        middle = slope(state + step / 2 * start)
-        corrected = slope(state + step / 2 * middle)
-        end = slope(state + step * corrected)
-        return state + step / 6 * (start + 2 * middle + 2 * corrected + end), None
+        return runge_kutta(slope, state, step), None
 
     def to_next_count(state: Array, _: None) -> tuple[Array, Array]:
         state, _ = lax.scan(advance, state, length=DAYS_BETWEEN_COUNTS * STEPS_PER_DAY)
@@ -157,13 +179,104 @@ def sir(x: ArrayLike | None = None) -> None:
     numpyro.sample("x", dist.Binomial(1000, infected).to_event(1), obs=x)
 
 
+def design_matrix() -> np.ndarray:
+    """:return: ones, and a frozen white noise at lags 0 to 8, shape ``(100, 10)``."""
+    noise = np.random.RandomState(42).standard_normal(NUM_BINS)
+    lagged = [np.append(np.zeros(lag), noise[: NUM_BINS - lag]) for lag in range(NUM_LAGS)]
+    return np.stack([np.ones(NUM_BINS), *lagged], axis=1).astype(np.float32)
+
+
+def smoothness_precision() -> np.ndarray:
+    """:return: prior precision of an offset and a smooth filter, shape ``(10, 10)``."""
+    differences = np.eye(NUM_LAGS) - np.eye(NUM_LAGS, k=-1)
+    root = differences @ differences + np.diag(np.sqrt(np.arange(NUM_LAGS) / NUM_LAGS))
+    precision = np.zeros((1 + NUM_LAGS, 1 + NUM_LAGS))
+    precision[0, 0], precision[1:, 1:] = 0.5, root.T @ root
+    return precision
+
+
+class SpikeStatistics(dist.Distribution):
+    """Number of spikes and spike-triggered sums of the noise, ``X' y`` with ``y`` independent
+    Bernoulli variables of logits ``X theta``.
+
+    No two ``y`` have the same statistics, so the probability of these is that of ``y``.
+
+    :param theta: offset and filter, shape ``(*batch, 10)``; the event has shape ``(10,)``.
+    """
+
+    arg_constraints: ClassVar = {"theta": constraints.real_vector}
+    support = constraints.real_vector
+    design = design_matrix()
+
+    def __init__(self, theta: ArrayLike, *, validate_args: bool | None = None) -> None:
+        self.theta = jnp.asarray(theta)
+        batch_shape, event_shape = self.theta.shape[:-1], self.theta.shape[-1:]
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
+
+    @property
+    def logits(self) -> Array:
+        return self.theta @ self.design.T
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        """:return: draws of shape ``(*sample_shape, *batch, 10)``."""
+        return dist.Bernoulli(logits=self.logits).sample(key, sample_shape) @ self.design
+
+    @validate_sample
+    def log_prob(self, value: ArrayLike) -> Array:
+        """:return: log probability, shape ``(*batch,)``, of a value that ``sample`` can give."""
+        fit = jnp.sum(jnp.asarray(value) * self.theta, axis=-1)
+        return fit - jnp.sum(jax.nn.softplus(self.logits), axis=-1)
+
+
+def bernoulli_glm(x: ArrayLike | None = None) -> None:
+    """Spikes of a neuron driven by noise, in sufficient statistics ``x`` of shape ``(10,)``."""
+    prior = dist.MultivariateNormal(0.0, precision_matrix=smoothness_precision())
+    theta = numpyro.sample("theta", prior)
+    numpyro.sample("x", SpikeStatistics(theta), obs=x)
+
+
+def populations(rates: Array) -> Array:
+    """Solve the equations of Lotka and Volterra from 30 prey and one predator.
+
+    :param rates: birth and death rate of the prey, death and birth rate of the predators, per
+        day; shape ``(4,)``.
+    :return: prey and predators on days 0, 2.1, ..., 18.9, shape ``(2, 10)``.
+    """
+    step = DAYS_BETWEEN_CENSUSES / STEPS_BETWEEN_CENSUSES
+
+    def slope(state: Array) -> Array:  # of logarithms: both populations stay positive
+        prey, predators = jnp.exp(state)
+        return jnp.stack([rates[0] - rates[1] * predators, rates[3] * prey - rates[2]])
+
+    def advance(state: Array, _: None) -> tuple[Array, None]:
+        return runge_kutta(slope, state, step), None
+
+    def to_next_census(state: Array, _: None) -> tuple[Array, Array]:
+        return lax.scan(advance, state, length=STEPS_BETWEEN_CENSUSES)[0], state
+
+    initial = jnp.log(jnp.array([30.0, 1.0]))
+    return jnp.exp(lax.scan(to_next_census, initial, length=NUM_CENSUSES)[1].T)
+
+
+def lotka_volterra(x: ArrayLike | None = None) -> None:
+    """Prey and predators, counted with noise ten times, ``x`` of shape ``(2, 10)``."""
+    means = {"alpha": -0.125, "beta": -3.0, "gamma": -0.125, "delta": -3.0}
+    rates = [numpyro.sample(name, dist.LogNormal(mean, 0.5)) for name, mean in means.items()]
+    counts = jnp.clip(populations(jnp.stack(rates)), 1e-10, 1e4)
+    numpyro.sample("x", dist.LogNormal(jnp.log(counts), 0.1).to_event(2), obs=x)
+
+
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
         Task("two_moons", two_moons, (2,), ("theta",)),
         Task("gaussian_linear", gaussian_linear, (10,), ("theta",)),
+        Task("gaussian_linear_uniform", gaussian_linear_uniform, (10,), ("theta",)),
+        Task("gaussian_mixture", gaussian_mixture, (2,), ("theta",)),
         Task("slcp", slcp, (4, 2), ("theta",)),
+        Task("bernoulli_glm", bernoulli_glm, (10,), ("theta",)),
         Task("sir", sir, (10,), ("beta", "gamma"), np.int32),
+        Task("lotka_volterra", lotka_volterra, (2, 10), ("alpha", "beta", "gamma", "delta")),
     )
 }
 

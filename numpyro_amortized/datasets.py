@@ -2,7 +2,7 @@
 """Where the training loop takes its simulations from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, final
 
 import jax
@@ -35,6 +35,10 @@ class Dataset(ABC):
         """The batch of one step, leaves ``(batch_size, ...)``."""
 
     @abstractmethod
+    def head(self, num_simulations: int) -> Batch:
+        """As many simulations, or all there are: for their names, shapes and moments."""
+
+    @abstractmethod
     def map(self, function: Callable[[Batch], Batch]) -> "Dataset":
         """The data set of the values of ``function``, which maps one simulation."""
 
@@ -63,8 +67,11 @@ class OnlineDataset(Dataset):
 
         return jax.vmap(draw)(random.split(random.fold_in(epoch, step), batch_size))
 
+    def head(self, num_simulations: int) -> Batch:
+        return mapped(self._function, self.simulator.sample(random.key(0), num_simulations))
+
     def map(self, function: Callable[[Batch], Batch]) -> "OnlineDataset":
-        return OnlineDataset(self.simulator, function)
+        return OnlineDataset(self.simulator, composed(self._function, function))
 
 
 @final
@@ -95,6 +102,9 @@ class OfflineDataset(Dataset):
     def batch(self, epoch: Any, step: Array, batch_size: int) -> Batch:
         return _rows(epoch, step, batch_size)
 
+    def head(self, num_simulations: int) -> Batch:
+        return jax.tree.map(lambda values: jnp.asarray(values[:num_simulations]), self.arrays)
+
     def map(self, function: Callable[[Batch], Batch]) -> "OfflineDataset":
         return OfflineDataset(jax.jit(jax.vmap(function))(self.arrays))
 
@@ -108,15 +118,17 @@ class OfflineDataset(Dataset):
         order = host_generator(rng_key).permutation(len(self))
         return self._take(order[held_out:]), self._take(order[:held_out])
 
-    def finite(self) -> "OfflineDataset":
+    def finite(self, *, ignore: Collection[str] = ()) -> "OfflineDataset":
         """Those simulations whose values are all finite.
 
+        :param ignore: names of entries that need not be.
         :raises ValueError: where there is none.
         """
         usable = np.logical_and.reduce(
             [
                 np.isfinite(np.asarray(v)).reshape(len(self), -1).all(-1)
-                for v in self.arrays.values()
+                for name, v in self.arrays.items()
+                if name not in ignore
             ]
         )
         if not usable.any():
@@ -152,16 +164,31 @@ class RejuvenatedDataset(Dataset):
     def start(self, rng_key: Array, arrays: Chains) -> tuple[Chains, Any]:
         order_key, move_key = random.split(rng_key)
         chains = self._rejuvenation.move(move_key, arrays, self._num_moves)
-        inputs = self._rejuvenation.values(chains)
-        if self._function is not None:
-            inputs = jax.vmap(self._function)(inputs)
+        inputs = mapped(self._function, self._rejuvenation.values(chains))
         return chains, (random.permutation(order_key, len(self)), inputs)
 
     def batch(self, epoch: Any, step: Array, batch_size: int) -> Batch:
         return _rows(epoch, step, batch_size)
 
+    def head(self, num_simulations: int) -> Batch:
+        chains = jax.tree.map(lambda values: values[:num_simulations], self.arrays)
+        return mapped(self._function, self._rejuvenation.values(chains))
+
     def map(self, function: Callable[[Batch], Batch]) -> "RejuvenatedDataset":
+        function = composed(self._function, function)
         return RejuvenatedDataset(self.arrays, self._rejuvenation, self._num_moves, function)
+
+
+def composed(
+    first: Callable[[Batch], Batch] | None, second: Callable[[Batch], Batch]
+) -> Callable[[Batch], Batch]:
+    """The second function of the values of the first one, if there is one."""
+    return second if first is None else lambda values: second(first(values))
+
+
+def mapped(function: Callable[[Batch], Batch] | None, batch: Batch) -> Batch:
+    """The function of each simulation of a batch, if there is one."""
+    return batch if function is None else jax.vmap(function)(batch)
 
 
 def _rows(epoch: Any, step: Array, batch_size: int) -> Batch:

@@ -3,8 +3,10 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,8 @@ from jax import Array, lax, random
 from tqdm.auto import tqdm
 
 from numpyro_amortized.datasets import Batch, Dataset, finite_rows
+from numpyro_amortized.loads import Load, Schedule
+from numpyro_amortized.streamed import StreamedDataset
 
 Params = Any
 Carry = tuple[Params, optax.OptState]
@@ -55,10 +59,11 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Sums over an epoch."""
+    """Sums over a load or an epoch."""
 
-    loss: Array
-    used: Array
+    loss: Array  # of the simulations in steps that were not skipped
+    counted: Array  # those simulations
+    used: Array  # simulations with finite values and losses
     skipped_steps: Array
     validation_loss: Array
 
@@ -116,28 +121,55 @@ def train(
     state, arrays = jax.jit(partial(_start, optimizer))(params, dataset.arrays)
     run = partial(
         jax.jit(
-            _run_epoch,
+            _run_load,
             static_argnames=("loss_fn", "dataset", "optimizer", "size"),
             donate_argnames=("state", "arrays"),
         ),
         loss_fn=loss_fn,
         dataset=dataset,
         optimizer=optimizer,
-        size=(num_batches, batch_size),
+        validation=validation,
     )
     rows: list[Metrics] = []
     seconds: list[float] = []
-    with tqdm(total=epochs, disable=not progress_bar, unit="epoch") as bar:
-        for epoch in range(epochs):
-            start = time.perf_counter()
+    schedule = Schedule(epochs, num_batches, batch_size)
+    with (
+        tqdm(total=epochs, disable=not progress_bar, unit="epoch") as bar,
+        _loads(rng_key, dataset, schedule) as loads,
+    ):
+        parts: list[Metrics] = []
+        start = time.perf_counter()
+        for index, load in enumerate(loads):
             state, arrays, metrics = run(
-                state, rng_key, np.int32(epoch), arrays=arrays, validation=validation
+                state,
+                rng_key,
+                np.int32(index),
+                np.int32(load.num_steps),
+                load.ends_epoch,
+                arrays=arrays,
+                load=load.arrays,
+                size=(load.size, batch_size),
             )
-            rows.append(jax.device_get(metrics))
+            # only now may the thread begin another load: two of them are held, not more
+            parts.append(jax.block_until_ready(metrics))
+            if not load.ends_epoch:
+                continue
+            rows.append(_total(parts))
             seconds.append(time.perf_counter() - start)
             _check(rows[-1], num_batches, batch_size)
             _report(bar, rows[-1], num_batches / seconds[-1])
+            parts, start = [], time.perf_counter()
     return _result(state, rows, seconds, (num_batches, batch_size))
+
+
+def _loads(
+    rng_key: Array, dataset: Dataset, schedule: Schedule
+) -> AbstractContextManager[Iterator[Load]]:
+    """What each dispatch works on: an epoch, unless the host feeds less at a time."""
+    if isinstance(dataset, StreamedDataset):
+        return dataset.loads(random.fold_in(rng_key, np.uint32(2**32 - 1)), schedule)
+    num_batches = schedule.num_batches
+    return nullcontext(repeat(Load(None, num_batches, num_batches, True), schedule.epochs))
 
 
 def _start(
@@ -151,26 +183,31 @@ def _start(
     return state, jax.tree.map(jnp.copy, arrays)
 
 
-def _run_epoch(
+def _run_load(
     state: TrainState,
     rng_key: Array,
-    epoch_index: Array,
+    load_index: Array,
+    num_steps: Array,
+    ends_epoch: Array,
     *,
     arrays: Any,
+    load: Batch | None,
     validation: Batch | None,
     loss_fn: LossFn,
     dataset: Dataset,
     optimizer: optax.GradientTransformation,
     size: tuple[int, int],
 ) -> tuple[TrainState, Any, Metrics]:
-    num_batches, batch_size = size
-    start_key, step_key, validation_key = random.split(random.fold_in(rng_key, epoch_index), 3)
-    arrays, epoch = dataset.start(start_key, arrays)
+    """Take the first ``num_steps`` of ``size`` steps, and validate where an epoch ends."""
+    most_steps, batch_size = size
+    start_key, step_key, validation_key = random.split(random.fold_in(rng_key, load_index), 3)
+    arrays, epoch = dataset.start(start_key, arrays if load is None else load)
 
     def step(carry: Carry, index: Array) -> tuple[Carry, tuple[Array, ...]]:
         batch = dataset.batch(epoch, index, batch_size)
         loss = partial(_mean_loss, loss_fn, random.fold_in(step_key, index), batch)
         (value, used), grads = jax.value_and_grad(loss, has_aux=True)(carry[0])
+        used = jnp.where(index < num_steps, used, 0)
         good = (used > 0) & jnp.isfinite(optax.tree.norm(grads))
 
         updates, opt_state = optimizer.update(grads, carry[1], carry[0])
@@ -178,19 +215,38 @@ def _run_epoch(
         carry = jax.tree.map(partial(jnp.where, good), updated, carry)
         return carry, (jnp.where(good, value * used, 0), jnp.where(good, used, 0), used, good)
 
-    steps = jnp.arange(num_batches)
     (params, opt_state), (sums, counts, used, good) = lax.scan(
-        step, (state.params, state.opt_state), steps
+        step, (state.params, state.opt_state), jnp.arange(most_steps)
     )
-    loss = sums.sum() / jnp.maximum(counts.sum(), 1)
+    state = state._replace(params=params, opt_state=opt_state)
+    state, held_out = _keep_best(state, ends_epoch, loss_fn, validation_key, validation)
+    metrics = Metrics(sums.sum(), counts.sum(), used.sum(), num_steps - good.sum(), held_out)
+    return state, arrays, metrics
+
+
+def _keep_best(
+    state: TrainState,
+    ends_epoch: Array,
+    loss_fn: LossFn,
+    rng_key: Array,
+    validation: Batch | None,
+) -> tuple[TrainState, Array]:
+    """At the end of an epoch: the parameters with the least validation loss, and that loss."""
+    nan = jnp.full_like(state.best_loss, jnp.nan)
     if validation is None:
-        metrics = Metrics(loss, used.sum(), (~good).sum(), jnp.asarray(jnp.nan))
-        return TrainState(params, opt_state, params, loss), arrays, metrics
-    held_out, _ = _mean_loss(loss_fn, validation_key, validation, params)
-    better = held_out < state.best_loss
-    best = jax.tree.map(partial(jnp.where, better), params, state.best_params)
-    state = TrainState(params, opt_state, best, jnp.where(better, held_out, state.best_loss))
-    return state, arrays, Metrics(loss, used.sum(), (~good).sum(), held_out)
+        return state._replace(best_params=state.params), nan
+
+    def compare() -> tuple[Params, Array, Array]:
+        loss = _mean_loss(loss_fn, rng_key, validation, state.params)[0].astype(nan.dtype)
+        better = loss < state.best_loss
+        best = jax.tree.map(partial(jnp.where, better), state.params, state.best_params)
+        return best, jnp.where(better, loss, state.best_loss), loss
+
+    def keep() -> tuple[Params, Array, Array]:
+        return state.best_params, state.best_loss, nan
+
+    best_params, best_loss, loss = lax.cond(ends_epoch, compare, keep)
+    return state._replace(best_params=best_params, best_loss=best_loss), loss
 
 
 def _mean_loss(
@@ -208,6 +264,13 @@ def _mean_loss(
 
 def _along(rows: Array, value: Array) -> Array:
     return rows.reshape(rows.shape + (1,) * (value.ndim - 1))
+
+
+def _total(parts: list[Metrics]) -> Metrics:
+    """The mean loss and the sums of an epoch, from those of its loads."""
+    parts = jax.device_get(parts)
+    loss, counted, used, skipped = (np.sum(values) for values in list(zip(*parts, strict=True))[:4])
+    return Metrics(loss / max(counted, 1), counted, used, skipped, parts[-1].validation_loss)
 
 
 def _check(metrics: Metrics, num_batches: int, batch_size: int) -> None:

@@ -13,8 +13,11 @@ from jax import random
 
 import numpyro_amortized as npa
 from numpyro_amortized.datasets import OfflineDataset, OnlineDataset, finite_rows
+from numpyro_amortized.disk import DiskDataset
+from numpyro_amortized.simulators.base import Simulator
 from numpyro_amortized.training import default_optimizer, train
 from tests import models
+from tests.conftest import FLOW, SETS
 
 SHORT = {"epochs": 2, "num_batches": 5, "batch_size": 32, "progress_bar": False, "rejuvenation": 0}
 
@@ -100,6 +103,33 @@ def test_a_dataset_object_is_a_bank(approximator, bank):
     assert np.isfinite(history.loss).all()
     history = approximator.fit(random.key(0), dataset=OnlineDataset(approximator.source), **SHORT)
     assert np.isfinite(history.loss).all()
+
+
+def test_a_bank_on_disk(approximator, tmp_path):
+    path = tmp_path / "bank"
+    approximator.source.to_disk(random.key(0), 400, path, chunk_size=50, progress_bar=False)
+    for memory in (10**9, 4 * 5 * 100):  # a pass over the 360 that are not held out: in four loads
+        dataset = DiskDataset(path, memory=memory)
+        history = approximator.fit(
+            random.key(1), dataset=dataset, epochs=2, batch_size=90, progress_bar=False
+        )
+        assert (history.num_steps, history.num_simulations) == (2 * 4, 2 * 360)
+        assert np.isfinite(history.loss).all() and np.isfinite(history.validation_loss).all()
+
+
+def test_a_simulator_that_cannot_be_traced(approximator):
+    class Host(Simulator):
+        def sample(self, rng_key, batch_shape, *, workers=None):
+            return jax.tree.map(np.asarray, approximator.source.sample(rng_key, batch_shape))
+
+    host = npa.ContinuousApproximator(
+        Host(),
+        adapter=approximator.adapter,
+        inference_network=FLOW,
+        summary_network=SETS,
+    )
+    history = host.fit(random.key(0), **SHORT)
+    assert np.isfinite(history.loss).all() and np.isfinite(history.validation_loss).all()
 
 
 def test_validation_can_be_given(approximator, bank):

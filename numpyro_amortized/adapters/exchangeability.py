@@ -16,7 +16,7 @@ from numpyro_amortized.adapters.base import Data, Draws
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import Site
 
-_NUM_PILOTS = 16
+_NUM_PILOTS = 256
 _NUM_PERMUTATIONS = 3
 _TOLERANCE = 1e-5  # of the summed absolute log densities: rounding of a reordered float32 sum
 

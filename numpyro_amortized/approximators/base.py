@@ -13,8 +13,14 @@ from jax import Array, random
 from numpyro_amortized.adapters.adapter import Adapter
 from numpyro_amortized.approximators.conditions import check_positive
 from numpyro_amortized.approximators.inputs import Recipe, held_out, training_inputs
-from numpyro_amortized.approximators.sources import Source, as_source, source_sites
+from numpyro_amortized.approximators.sources import (
+    Source,
+    as_source,
+    bound_adapter,
+    source_sites,
+)
 from numpyro_amortized.datasets import Batch, Dataset, OfflineDataset, RejuvenatedDataset
+from numpyro_amortized.disk import DiskDataset
 from numpyro_amortized.simulators.base import typed_key
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.training import History, default_optimizer, train
@@ -33,7 +39,9 @@ class Approximator(ABC):
 
     def __init__(self, source: Source | Callable[[], object], *, adapter: Adapter | None) -> None:
         self.source = as_source(source)
-        self.adapter = _default_adapter(self.source) if adapter is None else adapter
+        if adapter is None:
+            adapter = _default_adapter(self.source)
+        self.adapter = bound_adapter(self.source, adapter)
         self.sites = source_sites(self.source, self.adapter)
         self._modules: nnx.Dict | None = None
 
@@ -61,6 +69,7 @@ class Approximator(ABC):
         validation: Mapping[str, Array] | int | None = None,
         optimizer: optax.GradientTransformation | None = None,
         rejuvenation: int | None = None,
+        workers: int | None = None,
         progress_bar: bool = True,
     ) -> History:
         """Train the networks; called again, training goes on from there.
@@ -83,6 +92,7 @@ class Approximator(ABC):
             before every epoch over a bank, 0 for none; by default as many as pay where the
             model's density is known. The moves need no simulations, and leave the bank's
             distribution as it is.
+        :param workers: number of worker processes, where the simulator runs on the host.
         :param progress_bar: whether to show one.
         :return: losses, counts and durations.
         :raises ValueError: where an argument does not fit, or most simulations are not finite.
@@ -93,7 +103,12 @@ class Approximator(ABC):
             validation, rejuvenation, epochs=epochs, num_batches=num_batches, batch_size=batch_size
         )
         inputs, kept, dropped = training_inputs(
-            split_key, self._recipe, dataset, validation=validation, num_moves=rejuvenation
+            split_key,
+            self._recipe,
+            dataset,
+            validation=validation,
+            num_moves=rejuvenation,
+            workers=workers,
         )
         modules = self._modules
         if modules is None:
@@ -115,7 +130,7 @@ class Approximator(ABC):
             epochs=epochs,
             num_batches=num_batches,
             batch_size=batch_size,
-            validation=held_out(validation_key, self._recipe, kept),
+            validation=held_out(validation_key, self._recipe, kept, workers),
             progress_bar=progress_bar,
         )
         nnx.update(modules, params)
@@ -167,14 +182,14 @@ def _check_options(
 
 
 def _default_num_batches(inputs: Dataset, batch_size: int) -> int:
-    if isinstance(inputs, OfflineDataset | RejuvenatedDataset):
+    if isinstance(inputs, OfflineDataset | RejuvenatedDataset | DiskDataset):
         return -(-len(inputs) // batch_size)
     return _ONLINE_BATCHES
 
 
 def _fit_to_bank(inputs: Dataset, batch_size: int, num_batches: int) -> tuple[int, int]:
     """A bank smaller than a batch makes one batch; an epoch is at most one pass."""
-    if not isinstance(inputs, OfflineDataset | RejuvenatedDataset):
+    if not isinstance(inputs, OfflineDataset | RejuvenatedDataset | DiskDataset):
         return batch_size, num_batches
     batch_size = min(batch_size, len(inputs))
     return batch_size, min(num_batches, -(-len(inputs) // batch_size))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checking what the user passes as data."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +34,7 @@ def check_conditions(
     sites: Mapping[str, Site],
     conditions: Mapping[str, ArrayLike],
     varying: VaryingSize | None = None,
+    may_be_missing: Collection[str] = (),
 ) -> Conditions:
     """Validate the values of the observed sites and of the context.
 
@@ -41,6 +42,7 @@ def check_conditions(
     :param conditions: a value of each observed site and of the context; with one more leading
         axis, a batch. A context without that axis is shared.
     :param varying: the size that varies, if there is one: values are padded to the greatest.
+    :param may_be_missing: names of sites whose values may be NaN, since the adapter handles it.
     :raises TypeError: where it is no mapping of names to numbers.
     :raises ValueError: where names, shapes, types or values do not fit.
     """
@@ -48,7 +50,10 @@ def check_conditions(
     if isinstance(conditions, Mapping) and varying is not None:
         names += [varying.name] if varying.name in conditions else []
     _check_names(conditions, names, "conditions", sites)
-    arrays = {name: _as_array(sites[name], conditions[name]) for name in names}
+    arrays = {
+        name: _as_array(sites[name], conditions[name], may_be_missing=name in may_be_missing)
+        for name in names
+    }
     if varying is not None and varying.name not in arrays:
         arrays = _padded(sites, arrays, varying)
     extra = {name: _leading(sites[name], arrays[name], (0, 1))[0] for name in arrays}
@@ -264,17 +269,17 @@ def as_numbers(site: Site, value: ArrayLike) -> np.ndarray:
     return array
 
 
-def _as_array(site: Site, value: ArrayLike) -> Array:
+def _as_array(site: Site, value: ArrayLike, *, may_be_missing: bool = False) -> Array:
     if isinstance(value, jax.core.Tracer):
         return value
     array = as_numbers(site, value)
     visible = _visible(site, array)
-    if not np.isfinite(visible).all():
+    if not (np.isfinite(visible) | (may_be_missing & np.isnan(visible))).all():
         count = int((~np.isfinite(visible)).sum())
         raise ValueError(
             f"Site '{site.name}': expected finite values, got {count} that are NaN or infinite. "
-            "Where observations are missing, pass `obs_mask` in the model, so that training sees "
-            "what is missing."
+            "Where observations are missing, pass `obs_mask` in the model, or simulate what is "
+            "missing and use `nan_to_num(..., return_mask=True)` in the adapter."
         )
     integral = np.issubdtype(site.dtype, np.integer) or site.dtype == np.bool_
     if integral and array.dtype.kind == "f" and (visible != np.round(visible)).any():

@@ -215,7 +215,8 @@ class ContinuousApproximator(Approximator):
 
         :raises ValueError: where they do not fit the model.
         """
-        return check_conditions(self.sites, conditions, self._varying_size)
+        missing = self.adapter.may_be_missing
+        return check_conditions(self.sites, conditions, self._varying_size, missing)
 
     @cached_property
     def _row(self) -> Batch:

@@ -17,24 +17,18 @@ from numpyro_amortized.datasets import (
     OnlineDataset,
     RejuvenatedDataset,
 )
+from numpyro_amortized.disk import DiskDataset
 from numpyro_amortized.rejuvenation import Rejuvenation, has_density
 from numpyro_amortized.simulators.base import Simulator, TraceableSimulator
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import Site
+from numpyro_amortized.streamed import HostDataset
 
-__all__ = ["Bank", "Inputs", "held_out", "training_inputs"]
+__all__ = ["Bank", "Recipe", "held_out", "training_inputs"]
 
 _VALIDATION_SHARE, _MAX_VALIDATION, _ONLINE_VALIDATION = 0.1, 2000, 1000
 _NUM_MOVES = 20
 Bank = Mapping[str, Array | np.ndarray]
-
-
-class Inputs(NamedTuple):
-    """Network inputs."""
-
-    dataset: Dataset
-    validation: Batch | None
-    dropped: int  # simulations of the bank that were not finite
 
 
 class Recipe(NamedTuple):
@@ -65,6 +59,7 @@ def training_inputs(
     *,
     validation: Bank | int | None,
     num_moves: int | None,
+    workers: int | None,
 ) -> tuple[Dataset, Bank | int | None, int]:
     """The data set of network inputs, what is to validate, and the number of rows left out.
 
@@ -73,12 +68,18 @@ def training_inputs(
     :param dataset: a bank or data set; ``None`` simulates online.
     :param validation: a bank, the number of simulations held out, or the default.
     :param num_moves: Metropolis moves in every epoch, by default as many as pay.
+    :param workers: number of worker processes, where the host simulates.
     """
-    dataset = _resolved(recipe, dataset)
+    dataset = _resolved(recipe, dataset, workers)
+    if isinstance(dataset, DiskDataset):
+        dataset = dataset.select(*recipe.needed)
+        if not isinstance(validation, Mapping) and validation != 0:
+            dataset, rest = dataset.split(split_key, validation or _share(len(dataset)))
+            validation = rest.arrays
     if not isinstance(dataset, OfflineDataset):
         return dataset.map(recipe.adapter.forward), validation, 0
     whole = recipe.checked(dataset.arrays, "dataset")
-    finite = whole.finite()
+    finite = whole.finite(ignore=recipe.adapter.may_be_missing)
     dropped = len(whole) - len(finite)
     if dropped >= len(whole) / 2:
         raise ValueError(
@@ -86,7 +87,7 @@ def training_inputs(
             "finite. Restrict the priors to values at which the model can be simulated."
         )
     if validation is None:
-        validation = int(np.ceil(min(_VALIDATION_SHARE * len(finite), _MAX_VALIDATION)))
+        validation = _share(len(finite))
     if not isinstance(validation, Mapping) and validation:
         finite, rest = finite.split(split_key, validation)
         validation = rest.arrays
@@ -94,23 +95,33 @@ def training_inputs(
     return moved.map(recipe.adapter.forward), validation, dropped
 
 
-def held_out(rng_key: Array, recipe: Recipe, validation: Bank | int | None) -> Batch | None:
+def _share(num_simulations: int) -> int:
+    return int(np.ceil(min(_VALIDATION_SHARE * num_simulations, _MAX_VALIDATION)))
+
+
+def held_out(
+    rng_key: Array, recipe: Recipe, validation: Bank | int | None, workers: int | None
+) -> Batch | None:
     """Network inputs for validation, simulated unless there is a bank; ``None`` for none."""
     if isinstance(validation, int | np.integer) and validation == 0:
         return None
     if not isinstance(validation, Mapping):
         if not isinstance(recipe.source, Simulator):
             return None
-        validation = recipe.source.sample(rng_key, validation or _ONLINE_VALIDATION)
+        number = validation or _ONLINE_VALIDATION
+        validation = recipe.source.sample(rng_key, number, workers=workers)
     checked = recipe.checked(validation, "validation")
     return checked.map(recipe.adapter.forward).finite().arrays
 
 
-def _resolved(recipe: Recipe, dataset: Bank | Dataset | None) -> Dataset:
-    if dataset is None and isinstance(recipe.source, TraceableSimulator):
-        return OnlineDataset(recipe.source)
-    if dataset is None and isinstance(recipe.source, Dataset):
-        return recipe.source
+def _resolved(recipe: Recipe, dataset: Bank | Dataset | None, workers: int | None) -> Dataset:
+    source = recipe.source
+    if dataset is None and isinstance(source, TraceableSimulator):
+        return OnlineDataset(source)
+    if dataset is None and isinstance(source, Simulator):
+        return HostDataset(source, workers=workers)
+    if dataset is None and isinstance(source, Dataset):
+        return source
     if isinstance(dataset, Mapping):
         return OfflineDataset(dataset)
     if isinstance(dataset, Dataset):

@@ -2,6 +2,7 @@
 """What an approximator may learn from, and what its sites are."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 import jax
@@ -15,11 +16,11 @@ from numpyro_amortized.simulators.base import Simulator
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import Site
 
-__all__ = ["Source", "as_source", "source_draws", "source_sites"]
+__all__ = ["Source", "as_source", "bound_adapter", "source_sites"]
 
 Source = Simulator | Dataset
 _INPUTS = ("inference_conditions", "summary_variables", "summary_mask")
-_NUM_DRAWS = 2
+_NUM_DRAWS = 1000  # that fit the moments of an adapter
 
 
 def as_source(source: Source | Callable[[], object]) -> Source:
@@ -38,11 +39,17 @@ def as_source(source: Source | Callable[[], object]) -> Source:
     return ModelSimulator(source)
 
 
-def source_draws(source: Source) -> dict[str, Array]:
-    """A few draws, values ``(num_draws, *shape)``, for their names, shapes and types."""
-    if isinstance(source, Dataset):
-        return source.head(_NUM_DRAWS)
-    return source.sample(random.key(23), _NUM_DRAWS)
+def bound_adapter(source: Source, adapter: Adapter) -> Adapter:
+    """
+    The adapter with all shapes known and all moments fitted, by draws from the source.
+
+    :param source: a simulator or data set.
+    :param adapter: values to network inputs.
+    """
+    if adapter.is_bound:
+        return adapter
+    draws = source.head if isinstance(source, Dataset) else partial(source.sample, random.key(23))
+    return adapter.bind({n: jnp.asarray(x) for n, x in draws(_NUM_DRAWS).items()})
 
 
 def source_sites(source: Source, adapter: Adapter) -> Mapping[str, Site]:
@@ -52,10 +59,12 @@ def source_sites(source: Source, adapter: Adapter) -> Mapping[str, Site]:
 
     :param source: a simulator or data set.
     :param adapter: its values to network inputs.
+    :raises ValueError: where the adapter makes no ``inference_variables``.
     """
     if isinstance(source, ModelSimulator):
         return source.sites
-    draw = {name: jnp.asarray(value)[0] for name, value in source_draws(source).items()}
+    draws = source.head(1) if isinstance(source, Dataset) else source.sample(random.key(23), 1)
+    draw = {name: jnp.asarray(value)[0] for name, value in draws.items()}
     row = jax.eval_shape(adapter.forward, draw)
     if "inference_variables" not in row:
         raise ValueError(

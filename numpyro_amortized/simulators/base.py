@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from operator import index
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,11 @@ import numpy as np
 from jax import Array, random
 
 from numpyro_amortized.simulators.rejection import accepted_draws, check_count
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from numpyro_amortized.disk import DiskDataset
 
 __all__ = ["Simulator", "TraceableSimulator"]
 
@@ -34,6 +40,31 @@ class Simulator(ABC):
         :raises TypeError: if ``rng_key`` is not a key, or a size is not an integer.
         :raises ValueError: if a size is less than 1.
         """
+
+    def to_disk(
+        self,
+        rng_key: Array,
+        num_simulations: int,
+        path: "str | PathLike[str]",
+        *,
+        chunk_size: int | None = None,
+        workers: int | None = None,
+        progress_bar: bool = True,
+    ) -> "DiskDataset":
+        """
+        Simulates a bank that may be larger than memory; see :func:`numpyro_amortized.disk.to_disk`.
+        """
+        from numpyro_amortized.disk import to_disk
+
+        return to_disk(
+            self,
+            rng_key,
+            num_simulations,
+            path,
+            chunk_size=chunk_size,
+            workers=workers,
+            progress_bar=progress_bar,
+        )
 
     def rejection_sample(
         self,

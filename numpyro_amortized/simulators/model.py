@@ -23,6 +23,7 @@ from numpyro_amortized.simulators.leaks import data_leaves, refuse_leaks
 from numpyro_amortized.simulators.roles import Roles, assign_roles
 from numpyro_amortized.simulators.sizes import data_sized
 from numpyro_amortized.simulators.tracing import Site, read_sites, run_model
+from numpyro_amortized.simulators.unobserve import unwrap
 from numpyro_amortized.simulators.varying_size import (
     VaryingSize,
     check_sizes,
@@ -278,7 +279,7 @@ class ModelSimulator(TraceableSimulator):
         arguments = Arguments.of(self.model, self.args, {**self.kwargs, **context})
         data = data_leaves(arguments, self._passed) if self._data else []
         computed = {name for name, site in sites.items() if site.role == "deterministic"}
-        simulated = partial(self._simulated, tuple(sites))
+        simulated = partial(self._simulated_with_parameters, tuple(sites))
         if stale := refuse_leaks(arguments, data, simulated, harmless=computed):
             _warn(
                 f"Deterministic sites {stale} are computed from the data passed, also in "
@@ -300,6 +301,13 @@ class ModelSimulator(TraceableSimulator):
         trace = run_model(self.model, random.key(0), args, kwargs, keep=self._fixed)
         return {name: jnp.asarray(trace[name]["value"]) for name in names}
 
+    def _simulated_with_parameters(
+        self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Parameters too, since a discrete value is often the same under other parameters."""
+        trace = run_model(self.model, random.key(0), args, kwargs, keep=self._fixed)
+        return {name: _with_parameters(trace[name]) for name in names}
+
     def _shapes(
         self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> dict[str, Any]:
@@ -315,6 +323,12 @@ def _cropped(
     context: Context, axes: Mapping[str, tuple[int, ...]], size: int, rng_key: Array
 ) -> dict[str, Array]:
     return crop_axes(dict(context(rng_key)), axes, size)
+
+
+def _with_parameters(site: Mapping[str, Any]) -> Array:
+    parameters = jax.tree.leaves(unwrap(site["fn"])) if site["type"] == "sample" else []
+    arrays = [jnp.ravel(jnp.asarray(x)) for x in (site["value"], *parameters)]
+    return jnp.concatenate([x.astype(jnp.result_type(float)) for x in arrays])
 
 
 def _warn(message: str) -> None:
