@@ -72,6 +72,12 @@ def training_inputs(
     """
     dataset = _resolved(recipe, dataset, workers)
     if isinstance(dataset, DiskDataset):
+        if num_moves:
+            raise ValueError(
+                f"rejuvenation: expected 0, since the bank is on disk, got {num_moves}; moves need "
+                "an OfflineDataset."
+            )
+        recipe.checked(dataset.head(1), "dataset")
         dataset = dataset.select(*recipe.needed)
         if not isinstance(validation, Mapping) and validation != 0:
             dataset, rest = dataset.split(split_key, validation or _share(len(dataset)))
