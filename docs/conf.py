@@ -8,7 +8,13 @@ author = "The numpyro_amortized authors"
 copyright = author
 release = version = installed_version("numpyro_amortized")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"{project} {release}"
