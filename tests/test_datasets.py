@@ -211,13 +211,13 @@ def test_errors_of_the_thread_are_raised(fail_at):
 
 def test_interrupting_ends_the_thread():
     class Interrupting(Simulator):
-        called = False
+        calls = 0
 
         def sample(self, rng_key, batch_shape, *, workers=None):
-            if not self.called:  # Ctrl-C, while the main thread waits for a load of 1,000 seconds
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            self.called = True
+            self.calls += 1
             time.sleep(0.1)
+            if self.calls == 2:  # Ctrl-C, while the main thread waits for a load of 1,000 seconds
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             return Points().sample(rng_key, batch_shape)
 
     start = time.monotonic()
