@@ -136,6 +136,7 @@ def test_populations_solve_their_equations():
 
 
 @pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.verify
 def test_reference_draws_are_those_of_the_posterior(name):
     """The gradient of a log density has mean zero under its own draws."""
     task = TASKS[name]

@@ -209,7 +209,11 @@ def test_errors_of_the_thread_are_raised(fail_at):
     assert not prefetching()
 
 
-def test_interrupting_ends_the_thread():
+def test_interrupting_ends_the_thread(request):
+    # the jobs that a shell runs in the background ignore the signal
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
     class Interrupting(Simulator):
         calls = 0
 

@@ -129,7 +129,7 @@ def _resolved(recipe: Recipe, dataset: Bank | Dataset | None, workers: int | Non
     if dataset is None and isinstance(source, Dataset):
         return source
     if isinstance(dataset, Mapping):
-        return OfflineDataset(dataset)
+        return recipe.checked(dataset, "dataset")
     if isinstance(dataset, Dataset):
         return dataset
     raise TypeError(

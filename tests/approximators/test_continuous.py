@@ -184,5 +184,7 @@ def test_a_model_without_arguments_is_a_source():
         numpyro.sample("y", dist.Normal(mu, 1), obs=2.0)
 
     assert npa.ContinuousApproximator(model).source.sites["y"].role == "observed"
-    with pytest.raises(TypeError, match="source: expected a ModelSimulator or a NumPyro model"):
+    with pytest.raises(
+        TypeError, match="source: expected a simulator, a data set or a NumPyro model"
+    ):
         npa.ContinuousApproximator(3)

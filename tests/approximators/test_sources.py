@@ -47,11 +47,6 @@ def host_functions(tmp_path):
     return npa.make_simulator([host_prior, host_likelihood])
 
 
-def bank(tmp_path):
-    draws = npa.make_simulator([prior, likelihood]).sample(random.key(0), 5000)
-    return npa.OfflineDataset(draws)
-
-
 def disk(tmp_path):
     simulator = npa.make_simulator([prior, likelihood])
     return simulator.to_disk(
@@ -59,7 +54,10 @@ def disk(tmp_path):
     )
 
 
-@pytest.mark.parametrize("source", [jax_functions, host_functions, bank, disk])
+@pytest.mark.parametrize(
+    "source",
+    [jax_functions, *(pytest.param(s, marks=pytest.mark.verify) for s in (host_functions, disk))],
+)
 def test_posterior(source, tmp_path):
     approximator = npa.ContinuousApproximator(source(tmp_path), adapter=adapter(), **OPTIONS)
     assert {n: s.role for n, s in approximator.sites.items()} == {"mu": "latent", "x": "observed"}
@@ -103,6 +101,7 @@ def test_an_adapter_without_inference_variables():
         )
 
 
+@pytest.mark.verify
 def test_partly_observed_data():
     """Values are missing at random: the posterior is that of those which are there."""
 

@@ -20,6 +20,8 @@ from numpyro_amortized.networks.flow_matching import FlowMatching
 from numpyro_amortized.networks.ode import Adaptive, FixedStep
 from tests.networks import mixture
 
+pytestmark = pytest.mark.verify  # compiling takes minutes
+
 CONTEXT = np.array([0.3, -1.2], np.float32)
 SMALL = {"widths": (16, 16), "embedding_size": 8}
 FLOWS = {"flow matching": FlowMatching, "diffusion": DiffusionModel}

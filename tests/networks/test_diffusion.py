@@ -13,6 +13,8 @@ from numpyro_amortized.networks.diffusion import DiffusionModel
 from numpyro_amortized.networks.ode import HEUN, FixedStep
 from tests.networks import mixture
 
+pytestmark = pytest.mark.verify  # compiling takes minutes
+
 SMALL = {"widths": (16, 16), "embedding_size": 8}
 
 

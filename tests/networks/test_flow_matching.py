@@ -15,6 +15,8 @@ from numpyro_amortized.networks.flow_matching import (
     linear_path_score,
 )
 
+pytestmark = pytest.mark.verify  # compiling takes minutes
+
 SMALL = {"widths": (16, 16), "embedding_size": 8}
 
 

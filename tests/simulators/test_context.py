@@ -83,6 +83,7 @@ def test_priors_may_depend_on_the_context():
         adapter.inverse({"inference_variables": np.zeros(1)})
 
 
+@pytest.mark.verify
 def test_posterior_is_amortized_over_the_context(approximate):
     approximator = approximate(line, observed=("y",), context=scales)
     approximator.fit(random.key(0), epochs=12, num_batches=100, progress_bar=False)
@@ -108,6 +109,7 @@ def test_posterior_is_amortized_over_the_context(approximate):
     assert {"log_likelihood", "log_prior"} <= set(tree.children)
 
 
+@pytest.mark.verify
 def test_a_shared_context_serves_all_data_sets(approximate):
     approximator = approximate(line, observed=("y",), context=covariates)
     approximator.fit(random.key(0), epochs=1, num_batches=2, progress_bar=False)

@@ -137,6 +137,7 @@ def test_simulations(name):
 
 
 @pytest.mark.parametrize("name", ZOO)
+@pytest.mark.verify
 def test_adapters_of_the_posterior(name):
     simulator, draws = simulator_of(name), draws_of(name)
     adapter = npa.Adapter.for_posterior(simulator, pilot=draws)

@@ -4,6 +4,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from jax import random
 from scipy import stats
@@ -88,3 +90,28 @@ def test_density_of_a_dependent_support_integrates_to_one():
         values = np.where(change > 0, np.exp(log_q) * change, 0)
         total = values.sum() * (t[1] - t[0]) * (v[1] - v[0])
         assert abs(total - 1) < 0.01
+
+
+def mean_of(n, x=None):
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    with numpyro.plate("N", n):
+        numpyro.sample("x", dist.Normal(mu, 2), obs=x)
+
+
+def test_one_training_serves_sample_sizes_from_5_to_200(compilations):
+    simulator = npa.ModelSimulator(mean_of, observed=("x",), sizes={"n": (5, 200)})
+    approximator = npa.ContinuousApproximator(simulator)
+    before = len(compilations)
+    approximator.fit(random.key(0), batch_size=128, progress_bar=False)
+    rng = np.random.default_rng(1)
+    for size in (5, 50, 200):
+        x = rng.normal(rng.normal(size=(500, 1)), 2, size=(500, size))
+        draws = np.asarray(approximator.sample(random.key(2), 400, {"x": x})["mu"])
+        precision = 1 + size / 4
+        mean, sd = x.sum(1) / 4 / precision, precision**-0.5
+        errors = (draws.mean(1) - mean) / sd
+        print(size, np.sqrt((errors**2).mean()), draws.std(1).mean() / sd)
+        # 400 draws add 0.05 in quadrature to the root mean square, and 0.035 to each sd
+        assert np.sqrt((errors**2).mean()) < 0.15
+        assert abs(draws.std(1).mean() / sd - 1) < 0.1
+    print(f"{len(compilations) - before} programs compiled")
