@@ -44,18 +44,18 @@ class Spline(NamedTuple):
         """
         affine, spline = jnp.split(params, [Affine().num_params], axis=-1)
         u, log_scale = Affine().forward(affine, x)
-        y, log_slope = _forward(_bin(*self._knots(spline, x.ndim), u, by=0), u, self.bound)
+        y, log_slope = _forward(_bin(self._knots(spline, x.ndim), u, by=0), u, self.bound)
         return y, log_scale + log_slope
 
     def inverse(self, params: Array, y: Array) -> tuple[Array, Array]:
         """From the base space; shapes as in :meth:`forward`, log derivative of the inverse."""
         affine, spline = jnp.split(params, [Affine().num_params], axis=-1)
-        u, log_slope = _inverse(_bin(*self._knots(spline, y.ndim), y, by=1), y, self.bound)
+        u, log_slope = _inverse(_bin(self._knots(spline, y.ndim), y, by=1), y, self.bound)
         x, log_scale = Affine().inverse(affine, u)
         return x, log_slope + log_scale
 
-    def _knots(self, params: Array, ndim: int) -> tuple[Array, Array]:
-        """Widths and heights, shape ``(2, bins, ...)``; inner derivatives ``(bins - 1, ...)``.
+    def _knots(self, params: Array, ndim: int) -> tuple[Array, Array, Array]:
+        """Widths and heights, shape ``(bins, ...)``; inner derivatives ``(bins - 1, ...)``.
 
         Bins come first: sums over them then run along the batch, which vectorizes.
         """
@@ -64,12 +64,15 @@ class Spline(NamedTuple):
         params = params.reshape((1,) * missing + params.shape)
         # the barrier keeps the transposition out of the loops before and after, which vectorize
         params = jax.lax.optimization_barrier(jnp.moveaxis(params, -1, 0))
-        sizes, slopes = jnp.split(params, [2 * self.bins])
-        sizes = jax.nn.softmax(sizes.reshape(2, self.bins, *sizes.shape[1:]), axis=1)
-        sizes = _MIN_SIZE + (1 - _MIN_SIZE * self.bins) * sizes
+        widths, heights, slopes = jnp.split(params, [self.bins, 2 * self.bins])
         # softplus(x + shift) is 1 at x = 0: the spline starts as the identity
         shift = math.log(math.expm1(1 - _MIN_SIZE))
-        return 2 * self.bound * sizes, _MIN_SIZE + jax.nn.softplus(slopes + shift)
+        slopes = _MIN_SIZE + jax.nn.softplus(slopes + shift)
+        return self._sizes(widths), self._sizes(heights), slopes
+
+    def _sizes(self, logits: Array) -> Array:
+        shares = _MIN_SIZE + (1 - _MIN_SIZE * self.bins) * jax.nn.softmax(logits, axis=0)
+        return 2 * self.bound * shares
 
 
 class _Bin(NamedTuple):
@@ -83,20 +86,27 @@ class _Bin(NamedTuple):
     next_slope: Array
 
 
-def _bin(sizes: Array, slopes: Array, value: Array, *, by: int) -> _Bin:
+def _bin(knots: tuple[Array, Array, Array], value: Array, *, by: int) -> _Bin:
     """Select by a one-hot product: its gradient is a product too, not a scatter."""
-    bound = jnp.sum(sizes[by], axis=0) / 2
-    ends = jnp.cumsum(sizes[by], axis=0)[:-1] - bound
+    widths, heights, slopes = knots
+    bound = jnp.sum(knots[by], axis=0) / 2
+    ends = jnp.cumsum(knots[by], axis=0)[:-1] - bound
     above = (value >= ends).astype(value.dtype)
     none = jnp.zeros_like(above[:1])
     left = jnp.concatenate([above, none])
     chosen = jnp.concatenate([none + 1, above]) - left
-    x, y = jnp.sum(left * sizes, axis=1) - bound
-    width, height = jnp.sum(chosen * sizes, axis=1)
-    # the first and the last derivative are 1
-    slope = chosen[0] + jnp.sum(chosen[1:] * slopes, axis=0)
-    next_slope = chosen[-1] + jnp.sum(chosen[:-1] * slopes, axis=0)
-    return _Bin(x, y, width, height, slope, next_slope)
+
+    def pick(weights: Array, array: Array) -> Array:
+        return jnp.sum(weights * array, axis=0)
+
+    return _Bin(
+        x=pick(left, widths) - bound,
+        y=pick(left, heights) - bound,
+        width=pick(chosen, widths),
+        height=pick(chosen, heights),
+        slope=chosen[0] + pick(chosen[1:], slopes),  # the first and the last derivative are 1
+        next_slope=chosen[-1] + pick(chosen[:-1], slopes),
+    )
 
 
 def _log_slope(b: _Bin, xi: Array, delta: Array, denominator: Array) -> Array:
