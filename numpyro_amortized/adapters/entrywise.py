@@ -13,7 +13,7 @@ from numpyro_amortized.adapters.base import Bijection, Data, Transform
 
 @dataclass(frozen=True)
 class EntrywiseMap(Transform):
-    """A one-way map of each of its entries.
+    """A map of each of its entries, one-way unless it is an :class:`EntrywiseBijection`.
 
     :param names: the entries.
     """
@@ -37,17 +37,11 @@ class EntrywiseMap(Transform):
 
 
 @dataclass(frozen=True)
-class EntrywiseBijection(Bijection):
+class EntrywiseBijection(EntrywiseMap, Bijection):
     """A bijection of each of its entries.
 
     :param names: the entries.
     """
-
-    names: tuple[str, ...]
-
-    @abstractmethod
-    def forward_entry(self, x: Array) -> Array:
-        """Map the value of one entry."""
 
     @abstractmethod
     def inverse_entry(self, z: Array) -> Array:
@@ -57,22 +51,11 @@ class EntrywiseBijection(Bijection):
     def log_det_entry(self, x: Array) -> Array:
         """Log absolute determinant of the Jacobian of :meth:`forward_entry`, a scalar."""
 
-    @property
-    @abstractmethod
-    def label(self) -> str:
-        """What is done to each entry."""
-
-    def forward(self, data: Data) -> dict[str, Array]:
-        return {n: self.forward_entry(x) if n in self.names else x for n, x in data.items()}
-
     def inverse(self, data: Data) -> dict[str, Array]:
         return {n: self.inverse_entry(z) if n in self.names else z for n, z in data.items()}
 
     def log_det_jac(self, data: Data) -> Array:
         return sum((self.log_det_entry(data[n]) for n in self.names if n in data), jnp.zeros(()))
-
-    def describe(self) -> list[str]:
-        return [f"{', '.join(self.names) or 'no entry'}: {self.label}"]
 
 
 def as_float(x: Array) -> Array:

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from numpyro_amortized.networks.coupling_flow import stack
 from numpyro_amortized.networks.masks import fill, log_count, masked_mean
 from numpyro_amortized.networks.mlp import MLP, dense, swish
 from numpyro_amortized.networks.normalization import layer_norm
-from numpyro_amortized.networks.stacked import scan_layers
+from numpyro_amortized.networks.stacked import scan_layers, stack
 
 
 class ConvolutionLayer(nnx.Module):

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from numpyro_amortized.initializers import host_generator, on_device
 from numpyro_amortized.networks.base import DensityNetwork
 from numpyro_amortized.networks.mlp import MLP, swish
 from numpyro_amortized.networks.splines import Spline
+from numpyro_amortized.networks.stacked import scan_layers, stack
 
 _LOG_2PI = 1.8378770664093453
 
@@ -171,17 +172,15 @@ class CouplingFlow(DensityNetwork):
     def _scan(
         self, function: Callable, x: Array, context: Array, *, reverse: bool
     ) -> tuple[Array, Array]:
-        graphdef, state = nnx.split(self.layers)
-
-        def step(carry: tuple[Array, Array], layer: nnx.State) -> tuple[tuple[Array, Array], None]:
+        def step(layers: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             x, log_det = carry
-            x, more = function(nnx.merge(graphdef, layer), x, context)
-            return (x, log_det + more), None
+            x, more = function(layers, x, context)
+            return x, log_det + more
 
         batch = jnp.broadcast_shapes(x.shape[:-1], context.shape[:-1])
         x = jnp.broadcast_to(x, (*batch, self.size))
-        (x, log_det), _ = lax.scan(step, (x, jnp.zeros(batch, x.dtype)), state, reverse=reverse)
-        return x, log_det
+        start = (x, jnp.zeros(batch, x.dtype))
+        return scan_layers(step, self.layers, start, reverse=reverse)
 
 
 def _forward(layers: Sequence[Coupling], x: Array, context: Array) -> tuple[Array, Array]:
@@ -202,14 +201,6 @@ def _inverse(layers: Sequence[Coupling], y: Array, context: Array) -> tuple[Arra
 
 def _shuffle(size: int, rngs: nnx.Rngs) -> np.ndarray:
     return host_generator(rngs.params()).permutation(size)
-
-
-def stack(modules: Sequence[nnx.Module]) -> nnx.Module:
-    """One module whose variables are those of equal modules along a new first axis."""
-    graphdef = nnx.split(modules[0])[0]
-    states = [nnx.split(module)[1] for module in modules]
-    stacked = jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves)), *states)
-    return nnx.merge(graphdef, stacked)
 
 
 def _standard_normal(x: Array) -> Array:

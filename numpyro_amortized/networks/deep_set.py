@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from numpyro_amortized.networks.masks import fill, log_count, masked_mean
 from numpyro_amortized.networks.mlp import MLP, swish
 
 
@@ -53,10 +54,6 @@ class DeepSet(nnx.Module):
         :param mask: booleans, shape ``(*batch, members)``; members where it is false are
             left out, whatever their values.
         """
-        if mask is None:
-            mask = jnp.ones(x.shape[:-1], bool)
-        embedded = self.embed(jnp.where(mask[..., None], x, 0))
-        total = jnp.sum(embedded * mask[..., None], axis=-2)
-        count = jnp.sum(mask, axis=-1, keepdims=True).astype(x.dtype)
-        features = jnp.concatenate([total / jnp.maximum(count, 1), jnp.log1p(count)], axis=-1)
-        return self.summarize(features)
+        x, mask = fill(x, mask)
+        parts = [masked_mean(self.embed(x), mask), log_count(x, mask)]
+        return self.summarize(jnp.concatenate(parts, axis=-1))

@@ -18,7 +18,7 @@ from numpyro_amortized.networks.continuous_flow import (
 )
 from numpyro_amortized.networks.mlp import swish
 from numpyro_amortized.networks.ode import FixedStep, Solver
-from numpyro_amortized.networks.residual_mlp import Conditioning, ResidualMLP
+from numpyro_amortized.networks.residual_mlp import Conditioning
 
 _LEAST_ANGLE = 1e-3  # the score of a narrow distribution is not defined at its end
 
@@ -75,17 +75,15 @@ class DiffusionModel(ContinuousFlow):
     ) -> None:
         if noise_std <= 0:
             raise ValueError(f"DiffusionModel: expected noise_std > 0, got {noise_std}.")
-        network = ResidualMLP(
+        super().__init__(
             size,
-            size,
+            condition_size,
             widths=widths,
-            context_size=condition_size,
             embedding_size=embedding_size,
             activation=activation,
+            solver=solver,
+            num_probes=num_probes,
             rngs=rngs,
-        )
-        super().__init__(
-            size, condition_size, network=network, solver=solver, num_probes=num_probes
         )
         self.noise_mean = noise_mean
         self.noise_std = noise_std

@@ -17,7 +17,7 @@ from numpyro_amortized.networks.continuous_flow import (
 )
 from numpyro_amortized.networks.mlp import swish
 from numpyro_amortized.networks.ode import FixedStep, Solver
-from numpyro_amortized.networks.residual_mlp import Conditioning, ResidualMLP
+from numpyro_amortized.networks.residual_mlp import Conditioning
 
 _LAST = 0.999  # the score of a narrow distribution is not defined at its end
 
@@ -121,17 +121,15 @@ class FlowMatching(ContinuousFlow):
     ) -> None:
         if alpha <= -1:
             raise ValueError(f"FlowMatching: expected alpha > -1, got {alpha}.")
-        network = ResidualMLP(
+        super().__init__(
             size,
-            size,
+            condition_size,
             widths=widths,
-            context_size=condition_size,
             embedding_size=embedding_size,
             activation=activation,
+            solver=solver,
+            num_probes=num_probes,
             rngs=rngs,
-        )
-        super().__init__(
-            size, condition_size, network=network, solver=solver, num_probes=num_probes
         )
         self.alpha = alpha
         self.optimal_transport = nnx.static(optimal_transport)

@@ -11,9 +11,9 @@ from flax import nnx
 from jax import Array, lax
 
 from numpyro_amortized.initializers import host_generator, on_device
-from numpyro_amortized.networks.coupling_flow import stack
 from numpyro_amortized.networks.masks import fill, log_count
-from numpyro_amortized.networks.mlp import MLP, dense, swish
+from numpyro_amortized.networks.mlp import MLP, dense, sigmoid, swish
+from numpyro_amortized.networks.stacked import stack
 
 
 class GRULayer(nnx.Module):
@@ -53,7 +53,7 @@ class GRULayer(nnx.Module):
     def _update(self, state: Array, given: Array) -> Array:
         gates, candidate = jnp.split(given, [2 * self.width], axis=-1)
         from_gates, from_state = jnp.split(self.recurrent(state), [2 * self.width], axis=-1)
-        reset, update = jnp.split(_sigmoid(gates + from_gates), 2, axis=-1)
+        reset, update = jnp.split(sigmoid(gates + from_gates), 2, axis=-1)
         candidate = jnp.tanh(candidate + reset * from_state)
         return candidate + update * (state - candidate)
 
@@ -121,11 +121,6 @@ class GRU(nnx.Module):
             state, series, masks
         )
         return states, masks[..., None]
-
-
-def _sigmoid(x: Array) -> Array:
-    """The logistic function by the hyperbolic tangent, which vectorizes."""
-    return 0.5 + 0.5 * jnp.tanh(0.5 * x)
 
 
 def _orthogonal(rng_key: Array, shape: tuple[int, int], dtype: Any = None) -> Array:

@@ -32,9 +32,14 @@ def dense(
     )
 
 
+def sigmoid(x: Array) -> Array:
+    """The logistic function by the hyperbolic tangent, which vectorizes where it does not."""
+    return 0.5 + 0.5 * jnp.tanh(0.5 * x)
+
+
 def swish(x: Array) -> Array:
-    """``x sigmoid(x)`` by the hyperbolic tangent, which vectorizes where the logistic does not."""
-    return x * (0.5 + 0.5 * jnp.tanh(0.5 * x))
+    """``x sigmoid(x)``."""
+    return x * sigmoid(x)
 
 
 class MLP(nnx.Module):

@@ -10,8 +10,8 @@ from flax import nnx
 from jax import Array, lax
 
 from numpyro_amortized.initializers import he_normal, zeros
-from numpyro_amortized.networks.coupling_flow import stack
 from numpyro_amortized.networks.mlp import dense, swish
+from numpyro_amortized.networks.stacked import stack
 
 _FREQUENCIES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 

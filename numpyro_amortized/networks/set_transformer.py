@@ -14,10 +14,9 @@ from numpyro_amortized.networks.attention import (
     AttentionPooling,
     learned_members,
 )
-from numpyro_amortized.networks.coupling_flow import stack
 from numpyro_amortized.networks.masks import fill, log_count
 from numpyro_amortized.networks.mlp import MLP, dense, swish
-from numpyro_amortized.networks.stacked import scan_layers
+from numpyro_amortized.networks.stacked import scan_layers, stack
 
 
 class InducedAttention(nnx.Module):

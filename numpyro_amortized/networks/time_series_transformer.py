@@ -9,10 +9,9 @@ from flax import nnx
 from jax import Array
 
 from numpyro_amortized.networks.attention import AttentionBlock, AttentionPooling
-from numpyro_amortized.networks.coupling_flow import stack
 from numpyro_amortized.networks.masks import fill, log_count
 from numpyro_amortized.networks.mlp import MLP, dense, swish
-from numpyro_amortized.networks.stacked import scan_layers
+from numpyro_amortized.networks.stacked import scan_layers, stack
 from numpyro_amortized.networks.time_embeddings import Sinusoidal, TimeEmbedding
 
 
