@@ -47,10 +47,11 @@ def to_inference_data(
     draws = {"posterior": sites, "sample_stats": {"log_q": log_q}}
     source = approximator.source
     given = checked.values
-    if isinstance(source, ModelSimulator):
-        if source.varying_size is not None:
-            source, given = _at_size(source, given)
-        predictive = ModelPredictive(source, approximator.inferred_sites)
+    predictive = approximator.predictive
+    if predictive is not None:
+        if predictive.simulator.varying_size is not None:
+            source, given = _at_size(predictive.simulator, given)
+            predictive = ModelPredictive(source, approximator.inferred_sites)
         latents = {name: sites[name] for name in approximator.inferred_sites}
         draws |= _predictive_groups(predict_key, predictive, latents, given)
     groups = {name: _as_chains(group, checked) for name, group in draws.items() if group}

@@ -139,6 +139,11 @@ class Adapter(Chain):
         needs_draws = any(_is_incomplete(step) for step in self.transforms)
         return self._shapes is not None and not needs_draws
 
+    @property
+    def shapes(self) -> Shapes:
+        """Shapes and types of one simulation's entries; empty before binding."""
+        return self._shapes or {}
+
     @cached_property
     def may_be_missing(self) -> frozenset[str]:
         """Entries that may be NaN: the networks do not see it. Empty before binding."""

@@ -3,7 +3,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 
 import numpy as np
 import optax
@@ -19,8 +19,7 @@ from numpyro_amortized.approximators.sources import (
     bound_adapter,
     source_sites,
 )
-from numpyro_amortized.datasets import Batch, Dataset, OfflineDataset, RejuvenatedDataset
-from numpyro_amortized.disk import DiskDataset
+from numpyro_amortized.datasets import Batch, Dataset
 from numpyro_amortized.simulators.base import typed_key
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.training import History, default_optimizer, train
@@ -182,14 +181,14 @@ def _check_options(
 
 
 def _default_num_batches(inputs: Dataset, batch_size: int) -> int:
-    if isinstance(inputs, OfflineDataset | RejuvenatedDataset | DiskDataset):
+    if isinstance(inputs, Sized):
         return -(-len(inputs) // batch_size)
     return _ONLINE_BATCHES
 
 
 def _fit_to_bank(inputs: Dataset, batch_size: int, num_batches: int) -> tuple[int, int]:
     """A bank smaller than a batch makes one batch; an epoch is at most one pass."""
-    if not isinstance(inputs, OfflineDataset | RejuvenatedDataset | DiskDataset):
+    if not isinstance(inputs, Sized):
         return batch_size, num_batches
     batch_size = min(batch_size, len(inputs))
     return batch_size, min(num_batches, -(-len(inputs) // batch_size))

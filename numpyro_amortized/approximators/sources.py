@@ -11,6 +11,7 @@ from jax import Array, random
 from jax.interpreters import partial_eval
 
 from numpyro_amortized.adapters.adapter import Adapter
+from numpyro_amortized.adapters.binding import Shapes
 from numpyro_amortized.datasets import Dataset
 from numpyro_amortized.simulators.base import Simulator
 from numpyro_amortized.simulators.model import ModelSimulator
@@ -58,14 +59,13 @@ def source_sites(source: Source, adapter: Adapter) -> Mapping[str, Site]:
     ``inference_variables`` is latent, what goes into the conditions is observed.
 
     :param source: a simulator or data set.
-    :param adapter: its values to network inputs.
+    :param adapter: its values to network inputs, bound.
     :raises ValueError: where the adapter makes no ``inference_variables``.
     """
     if isinstance(source, ModelSimulator):
         return source.sites
-    draws = source.head(1) if isinstance(source, Dataset) else source.sample(random.key(23), 1)
-    draw = {name: jnp.asarray(value)[0] for name, value in draws.items()}
-    row = jax.eval_shape(adapter.forward, draw)
+    shapes = adapter.shapes
+    row = jax.eval_shape(adapter.forward, shapes)
     if "inference_variables" not in row:
         raise ValueError(
             "adapter: expected `inference_variables` among its outputs, got "
@@ -73,24 +73,24 @@ def source_sites(source: Source, adapter: Adapter) -> Mapping[str, Site]:
         )
     variables = {"inference_variables": row["inference_variables"]}
     latent = jax.eval_shape(adapter.inverse, variables)
-    observed = _used(adapter, draw)
-    roles = {name: "latent" if name in latent else "deterministic" for name in draw}
+    observed = _used(adapter, shapes)
+    roles = {name: "latent" if name in latent else "deterministic" for name in shapes}
     roles |= dict.fromkeys(observed, "observed")
     return MappingProxyType(
         {
             name: Site(name, roles[name], x.shape, x.dtype, None, (), x.ndim, has_density=False)
-            for name, x in draw.items()
+            for name, x in shapes.items()
         }
     )
 
 
-def _used(adapter: Adapter, draw: Mapping[str, Array]) -> list[str]:
+def _used(adapter: Adapter, shapes: Shapes) -> list[str]:
     """Names of the values that the conditions depend on."""
 
     def conditions(values: Mapping[str, Array]) -> list[Array]:
         inputs = adapter.forward(values)
         return [inputs[name] for name in _INPUTS if name in inputs]
 
-    jaxpr = jax.make_jaxpr(conditions)(dict(draw)).jaxpr
+    jaxpr = jax.make_jaxpr(conditions)(shapes).jaxpr
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return [name for name, is_used in zip(sorted(draw), used, strict=True) if is_used]
+    return [name for name, is_used in zip(sorted(shapes), used, strict=True) if is_used]

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.primitives import Messenger
 
-__all__ = ["Arguments", "Run", "is_array"]
+__all__ = ["Arguments", "Run", "is_array", "model_signature"]
 
 Run = Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any]]
 
@@ -50,6 +51,13 @@ class Arguments(NamedTuple):
         """
         leaves = [changes.get(i, leaf) for i, leaf in enumerate(self.leaves)]
         return jax.tree.unflatten(self.structure, leaves)
+
+
+def model_signature(model: Callable[..., Any]) -> inspect.Signature:
+    """:return: the signature of a model, also under handlers, which hide it."""
+    while isinstance(model, Messenger):
+        model = model.fn
+    return inspect.signature(model)
 
 
 def is_array(leaf: Any) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax, random
 from jax.typing import ArrayLike
 
-from numpyro_amortized.simulators.arguments import Arguments
+from numpyro_amortized.simulators.arguments import Arguments, model_signature
 from numpyro_amortized.simulators.base import TraceableSimulator, typed_key
 from numpyro_amortized.simulators.context import Context, context_sites
 from numpyro_amortized.simulators.leaks import data_leaves, refuse_leaks
@@ -164,6 +164,21 @@ class ModelSimulator(TraceableSimulator):
             return context | self._draw(model_key, context)
         return context | self._draw_sized(size_key, model_key, context, self._varying_size)
 
+    def simulate_given(self, rng_key: Array, arguments: Mapping[str, Any]) -> dict[str, Array]:
+        """
+        Draws every site once, with some arguments of the model replaced. Pure and traceable.
+
+        :param rng_key: a typed key, or a raw one of shape ``(2,)`` and dtype ``uint32``.
+        :param arguments: by name; the model has no context or sizes of its own.
+        :return: site name to value, of the site's own shape.
+        """
+        bound = model_signature(self.model).bind_partial(*self.args, **self.kwargs)
+        names = [name for name in arguments if name in bound.signature.parameters]
+        bound.arguments |= {name: arguments[name] for name in names}
+        kwargs = bound.kwargs | {n: x for n, x in arguments.items() if n not in names}
+        trace = run_model(self.model, rng_key, bound.args, kwargs, keep=self._fixed)
+        return _values(trace, self._sites)
+
     def trace(
         self,
         rng_key: Array,
@@ -279,7 +294,7 @@ class ModelSimulator(TraceableSimulator):
         arguments = Arguments.of(self.model, self.args, {**self.kwargs, **context})
         data = data_leaves(arguments, self._passed) if self._data else []
         computed = {name for name, site in sites.items() if site.role == "deterministic"}
-        simulated = partial(self._simulated_with_parameters, tuple(sites))
+        simulated = partial(self._simulated, tuple(sites))
         if stale := refuse_leaks(arguments, data, simulated, harmless=computed):
             _warn(
                 f"Deterministic sites {stale} are computed from the data passed, also in "
@@ -292,16 +307,9 @@ class ModelSimulator(TraceableSimulator):
         return {name: s._replace(data_sized=axes.get(name, ())) for name, s in sites.items()}
 
     def _passed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        trace = run_model(self.model, random.key(0), args, kwargs, keep=None)
-        return {name: jnp.asarray(trace[name]["value"]) for name in self._data}
+        return _values(run_model(self.model, random.key(0), args, kwargs, keep=None), self._data)
 
     def _simulated(
-        self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        trace = run_model(self.model, random.key(0), args, kwargs, keep=self._fixed)
-        return {name: jnp.asarray(trace[name]["value"]) for name in names}
-
-    def _simulated_with_parameters(
         self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Parameters too, since a discrete value is often the same under other parameters."""
@@ -311,7 +319,8 @@ class ModelSimulator(TraceableSimulator):
     def _shapes(
         self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> dict[str, Any]:
-        shapes = jax.eval_shape(lambda: self._simulated(names, args, kwargs))
+        run = partial(run_model, self.model, keep=self._fixed)
+        shapes = jax.eval_shape(lambda: _values(run(random.key(0), args, kwargs), names))
         return {name: x.shape for name, x in shapes.items()}
 
 

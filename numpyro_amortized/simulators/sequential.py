@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Simulators in turn, each of which sees what those before it returned."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -9,16 +8,14 @@ from math import prod
 from typing import Any, Protocol, final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
-from numpyro.primitives import Messenger
 
+from numpyro_amortized.simulators.arguments import model_signature
 from numpyro_amortized.simulators.base import Simulator, TraceableSimulator, check_shape, typed_key
 from numpyro_amortized.simulators.functions import HostSimulator, JaxSimulator, LambdaSimulator
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.outputs import Columns, batched, on_device
-from numpyro_amortized.simulators.tracing import run_model
 from numpyro_amortized.simulators.workers import simulate_batch, simulate_draws
 
 __all__ = ["HostSequence", "SequentialSimulator", "TraceableSequence", "make_simulator"]
@@ -206,8 +203,8 @@ def _given(step: TraceableSimulator) -> Callable[[Array, Mapping[str, Array]], V
 def _simulate_model(
     simulator: ModelSimulator, rng_key: Array, earlier: Mapping[str, Array]
 ) -> Values:
-    signature = inspect.signature(_without_handlers(simulator.model))
-    taken = {name: x for name, x in earlier.items() if name in signature.parameters}
+    known = model_signature(simulator.model).parameters
+    taken = {name: x for name, x in earlier.items() if name in known}
     if not taken:
         return simulator.simulate(rng_key)
     if own := [site.name for site in simulator.sites.values() if site.role == "context"]:
@@ -215,16 +212,7 @@ def _simulate_model(
             f"The model draws {own} as its context, so that it cannot also take {[*taken]} from "
             "earlier steps. Draw all of its arguments in one place."
         )
-    bound = signature.bind_partial(*simulator.args, **simulator.kwargs)
-    bound.arguments |= taken
-    trace = run_model(simulator.model, rng_key, bound.args, bound.kwargs, keep=simulator.fixed)
-    return {name: jnp.asarray(trace[name]["value"]) for name in simulator.sites}
-
-
-def _without_handlers(model: Callable[..., Any]) -> Callable[..., Any]:
-    while isinstance(model, Messenger):
-        model = model.fn
-    return model
+    return simulator.simulate_given(rng_key, taken)
 
 
 def _blocks(steps: Sequence[Simulator]) -> Iterator[Block]:

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A context that is drawn once for a batch and given to several simulators by name."""
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
-from numpyro.primitives import Messenger
 
+from numpyro_amortized.simulators.arguments import model_signature
 from numpyro_amortized.simulators.base import Simulator, TraceableSimulator
 from numpyro_amortized.simulators.functions import Function, HostSimulator, JaxSimulator
 from numpyro_amortized.simulators.model import ModelSimulator
@@ -20,7 +18,6 @@ from numpyro_amortized.simulators.sequential import (
     SequentialSimulator,
     TraceableSequence,
 )
-from numpyro_amortized.simulators.tracing import run_model
 
 __all__ = ["Context", "draw_context", "given", "taken"]
 
@@ -50,7 +47,7 @@ def taken(simulator: Simulator, names: Iterable[str]) -> set[str]:
         function = simulator.function
         known, takes_all = (*function.required, *function.optional), function.takes_all
     elif isinstance(simulator, ModelSimulator):
-        parameters = _signature(simulator.model).parameters
+        parameters = model_signature(simulator.model).parameters
         known, takes_all = (*parameters,), any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     else:
         return set()
@@ -122,27 +119,10 @@ class _ModelGiven(TraceableSimulator):
                 "shared_simulator: a ModelSimulator with a context or sizes of its own takes no "
                 "other. Draw all of it in shared_simulator."
             )
-        names = [*_signature(simulator.model).parameters][: len(simulator.args)]
-        pairs = zip(names, simulator.args, strict=False)
-        self._args = (
-            *(context.get(name, value) for name, value in pairs),
-            *simulator.args[len(names) :],
-        )
-        rest = {name: value for name, value in context.items() if name not in names}
-        self._kwargs = {**simulator.kwargs, **rest}
-        self._simulator = simulator
+        self._simulator, self._context = simulator, context
 
     def simulate(self, rng_key: Array) -> dict[str, Array]:
-        simulator = self._simulator
-        keep = simulator.fixed
-        trace = run_model(simulator.model, rng_key, self._args, self._kwargs, keep=keep)
-        return {name: jnp.asarray(trace[name]["value"]) for name in simulator.sites}
-
-
-def _signature(model: Callable[..., Any]) -> inspect.Signature:
-    while isinstance(model, Messenger):  # handlers hide the signature
-        model = model.fn
-    return inspect.signature(model)
+        return self._simulator.simulate_given(rng_key, self._context)
 
 
 def _static(value: Any) -> Any:
