@@ -4,14 +4,22 @@
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sized
+from functools import cached_property
 
+import jax
 import numpy as np
 import optax
 from flax import nnx
 from jax import Array, random
+from jax.typing import ArrayLike
 
 from numpyro_amortized.adapters.adapter import Adapter
-from numpyro_amortized.approximators.conditions import check_positive
+from numpyro_amortized.approximators.conditions import (
+    Conditions,
+    check_conditions,
+    check_positive,
+)
+from numpyro_amortized.approximators.context import NetworkSpec, context_of, network_name
 from numpyro_amortized.approximators.inputs import Recipe, held_out, training_inputs
 from numpyro_amortized.approximators.sources import (
     Source,
@@ -20,11 +28,11 @@ from numpyro_amortized.approximators.sources import (
     source_sites,
 )
 from numpyro_amortized.datasets import Batch, Dataset
+from numpyro_amortized.networks.deep_set import DeepSet
 from numpyro_amortized.simulators.base import typed_key
 from numpyro_amortized.simulators.model import ModelSimulator
+from numpyro_amortized.simulators.varying_size import VaryingSize
 from numpyro_amortized.training import History, default_optimizer, train
-
-NetworkSpec = nnx.Module | Callable[..., nnx.Module]
 
 
 class Approximator(ABC):
@@ -32,16 +40,24 @@ class Approximator(ABC):
 
     :param source: a simulator, a data set, or a NumPyro model without arguments.
     :param adapter: sites to network inputs; needed where the source is no model.
+    :param summary_network: a class, a partial of one, or a ready module.
     :raises TypeError: where the source is none of these.
     :raises ValueError: where there is no adapter and no model to derive it from.
     """
 
-    def __init__(self, source: Source | Callable[[], object], *, adapter: Adapter | None) -> None:
+    def __init__(
+        self,
+        source: Source | Callable[[], object],
+        *,
+        adapter: Adapter | None,
+        summary_network: NetworkSpec | None,
+    ) -> None:
         self.source = as_source(source)
         if adapter is None:
             adapter = _default_adapter(self.source)
         self.adapter = bound_adapter(self.source, adapter)
         self.sites = source_sites(self.source, self.adapter)
+        self._summary_spec = summary_network or DeepSet
         self._modules: nnx.Dict | None = None
 
     @abstractmethod
@@ -138,6 +154,45 @@ class Approximator(ABC):
         return dataclasses.replace(history, skipped_simulations=skipped)
 
     @property
+    def summary_network(self) -> NetworkSpec | None:
+        """The trained network, ``None`` where nothing is summarized."""
+        if self._modules is None:
+            return self._summary_spec
+        return self._modules.get("summary_network")
+
+    def check_conditions(self, conditions: Mapping[str, ArrayLike]) -> Conditions:
+        """Conditions with a leading axis of data sets, padded where the size varies.
+
+        :raises ValueError: where they do not fit the model.
+        """
+        missing = self.adapter.may_be_missing
+        return check_conditions(self.sites, conditions, self._varying_size, missing)
+
+    @cached_property
+    def encode(self) -> Callable[..., Array]:
+        """``(graphdef, state, conditions)`` to what the networks are conditioned on."""
+
+        def encode(graphdef: nnx.GraphDef, state: nnx.State, conditions: Batch) -> Array:
+            return context_of(nnx.merge(graphdef, state), self.adapter.forward(conditions))
+
+        return jax.jit(encode, static_argnums=0)
+
+    def _describe_summary(self) -> list[str]:
+        if "summary_variables" not in self._row or self.summary_network is None:
+            return []
+        return [f"summary network: {network_name(self.summary_network)}"]
+
+    @cached_property
+    def _row(self) -> Batch:
+        """Shapes of one row of network inputs."""
+        row = {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in self.sites.items()}
+        return jax.eval_shape(self.adapter.forward, row)
+
+    @property
+    def _varying_size(self) -> VaryingSize | None:
+        return self.source.varying_size if isinstance(self.source, ModelSimulator) else None
+
+    @property
     def _recipe(self) -> Recipe:
         return Recipe(self.source, self.adapter, self.sites, self._needed_sites)
 
@@ -161,11 +216,6 @@ def _default_adapter(source: Source) -> Adapter:
             "be derived: Adapter().concatenate([...], into='inference_variables')..."
         )
     return Adapter.for_posterior(source)
-
-
-def make_network(network: NetworkSpec, rngs: nnx.Rngs, **sizes: int) -> nnx.Module:
-    """A ready module as it is; a class or a partial of one with its sizes."""
-    return network if isinstance(network, nnx.Module) else network(**sizes, rngs=rngs)
 
 
 def _check_options(

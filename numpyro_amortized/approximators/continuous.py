@@ -12,10 +12,8 @@ from jax import Array, random
 from jax.typing import ArrayLike
 
 from numpyro_amortized.adapters.adapter import Adapter
-from numpyro_amortized.approximators.base import Approximator, NetworkSpec, make_network
+from numpyro_amortized.approximators.base import Approximator
 from numpyro_amortized.approximators.conditions import (
-    Conditions,
-    check_conditions,
     check_data_names,
     check_latents,
     check_num_samples,
@@ -23,14 +21,19 @@ from numpyro_amortized.approximators.conditions import (
     in_batches,
     map_in_chunks,
 )
+from numpyro_amortized.approximators.context import (
+    NetworkSpec,
+    build_summary,
+    context_of,
+    make_network,
+    network_name,
+)
 from numpyro_amortized.approximators.predictive import ModelPredictive
 from numpyro_amortized.approximators.sources import Source
 from numpyro_amortized.datasets import Batch
 from numpyro_amortized.networks.coupling_flow import CouplingFlow
-from numpyro_amortized.networks.deep_set import DeepSet
 from numpyro_amortized.simulators.base import typed_key
 from numpyro_amortized.simulators.model import ModelSimulator
-from numpyro_amortized.simulators.varying_size import VaryingSize
 
 if TYPE_CHECKING:
     import xarray
@@ -58,21 +61,13 @@ class ContinuousApproximator(Approximator):
         inference_network: NetworkSpec = CouplingFlow,
         summary_network: NetworkSpec | None = None,
     ) -> None:
-        super().__init__(source, adapter=adapter)
+        super().__init__(source, adapter=adapter, summary_network=summary_network)
         self._inference_spec = inference_network
-        self._summary_spec = summary_network or DeepSet
 
     @property
     def inference_network(self) -> NetworkSpec:
         """The trained network; before ``fit``, what it is made from."""
         return self._inference_spec if self._modules is None else self._modules["inference_network"]
-
-    @property
-    def summary_network(self) -> NetworkSpec | None:
-        """The trained network, ``None`` where nothing is summarized."""
-        if self._modules is None:
-            return self._summary_spec
-        return self._modules.get("summary_network")
 
     def sample(
         self,
@@ -149,7 +144,7 @@ class ContinuousApproximator(Approximator):
 
         graphdef, state = nnx.split(self._trained())
         checked = self.check_conditions(conditions)
-        context = self._encode(graphdef, state, checked.values)
+        context = self.encode(graphdef, state, checked.values)
         frozen = Frozen(self, graphdef, state)
         return AmortizedPosterior(checked.unbatch(context), checked.unbatch(checked.values), frozen)
 
@@ -177,10 +172,8 @@ class ContinuousApproximator(Approximator):
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}", str(self.adapter)]
-        lines += [f"inference network: {_network_name(self.inference_network)}"]
-        summary = self.summary_network
-        if self._summarizes and summary is not None:
-            lines += [f"summary network: {_network_name(summary)}"]
+        lines += [f"inference network: {network_name(self.inference_network)}"]
+        lines += self._describe_summary()
         lines += [
             "override: Adapter.for_posterior(simulator, sites=..., sets={site: axis or None})"
         ]
@@ -207,24 +200,6 @@ class ContinuousApproximator(Approximator):
         return ModelPredictive(self.source, self.inferred_sites)
 
     @property
-    def _varying_size(self) -> VaryingSize | None:
-        return self.source.varying_size if isinstance(self.source, ModelSimulator) else None
-
-    def check_conditions(self, conditions: Mapping[str, ArrayLike]) -> Conditions:
-        """Conditions with a leading axis of data sets, padded where the size varies.
-
-        :raises ValueError: where they do not fit the model.
-        """
-        missing = self.adapter.may_be_missing
-        return check_conditions(self.sites, conditions, self._varying_size, missing)
-
-    @cached_property
-    def _row(self) -> Batch:
-        """Shapes of one row of network inputs."""
-        row = {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in self.sites.items()}
-        return jax.eval_shape(self.adapter.forward, row)
-
-    @property
     def _context_structs(self) -> dict[str, jax.ShapeDtypeStruct]:
         return {
             name: jax.ShapeDtypeStruct(site.shape, site.dtype)
@@ -236,28 +211,15 @@ class ContinuousApproximator(Approximator):
     def _size(self) -> int:
         return self._row["inference_variables"].shape[-1]
 
-    @property
-    def _summarizes(self) -> bool:
-        return "summary_variables" in self._row
-
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
-        modules = {}
-        condition_size = 0
-        if "inference_conditions" in self._row:
-            condition_size += self._row["inference_conditions"].shape[-1]
-        if self._summarizes:
-            sets = self._row["summary_variables"]
-            summary = make_network(self._summary_spec, rngs, size=sets.shape[-1])
-            modules["summary_network"] = summary
-            mask = self._row.get("summary_mask")
-            condition_size += jax.eval_shape(lambda x, m: summary(x, m), sets, mask).shape[-1]
+        modules, condition_size = build_summary(self._summary_spec, self._row, rngs)
         modules["inference_network"] = make_network(
             self._inference_spec, rngs, size=self._size, condition_size=condition_size
         )
         return modules
 
     def _loss(self, modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
-        context = _context(modules, inputs)
+        context = context_of(modules, inputs)
         return modules["inference_network"].loss(rng_key, inputs["inference_variables"], context)
 
     def _latents_at(self, vector: Array, given: Mapping[str, Array]) -> Batch:
@@ -275,13 +237,6 @@ class ContinuousApproximator(Approximator):
         return jax.vmap(jax.vmap(one, in_axes=(0, None)))(latents, observed)
 
     @cached_property
-    def _encode(self) -> Callable[..., Array]:
-        def encode(graphdef: nnx.GraphDef, state: nnx.State, observed: Batch) -> Array:
-            return _context(nnx.merge(graphdef, state), self.adapter.forward(observed))
-
-        return jax.jit(encode, static_argnums=0)
-
-    @cached_property
     def _draw(self) -> Callable[..., tuple[Array, Array]]:
         """Draws and their log densities in the network's space, for each key and data set."""
 
@@ -289,7 +244,7 @@ class ContinuousApproximator(Approximator):
             graphdef: nnx.GraphDef, state: nnx.State, num_samples: int, keys: Array, observed: Batch
         ) -> tuple[Array, Array]:
             network = nnx.merge(graphdef, state)["inference_network"]
-            context = self._encode(graphdef, state, observed)
+            context = self.encode(graphdef, state, observed)
 
             def one(rng_key: Array, context: Array) -> tuple[Array, Array]:
                 repeated = jnp.broadcast_to(context, (num_samples, *context.shape))
@@ -339,7 +294,7 @@ class ContinuousApproximator(Approximator):
             graphdef: nnx.GraphDef, state: nnx.State, latents: Batch, observed: Batch
         ) -> Array:
             network = nnx.merge(graphdef, state)["inference_network"]
-            context = self._encode(graphdef, state, observed)
+            context = self.encode(graphdef, state, observed)
             variables, log_det = self._variables_at(latents, observed)
             return network.log_prob(variables, context[:, None]) + log_det
 
@@ -349,21 +304,3 @@ class ContinuousApproximator(Approximator):
 def _rows() -> int:
     """Draws at a time: on a CPU so few that what they need stays in its cache."""
     return 2**12 if jax.default_backend() == "cpu" else 2**18
-
-
-def _context(modules: nnx.Dict, inputs: Batch) -> Array:
-    """What the inference network is conditioned on, shape ``(*batch, condition_size)``."""
-    parts = []
-    if "inference_conditions" in inputs:
-        parts.append(inputs["inference_conditions"])
-    if "summary_variables" in inputs:
-        mask = inputs.get("summary_mask")
-        parts.append(modules["summary_network"](inputs["summary_variables"], mask))
-    return jnp.concatenate(parts, axis=-1)
-
-
-def _network_name(network: NetworkSpec) -> str:
-    if isinstance(network, partial):
-        options = ", ".join(f"{name}={value!r}" for name, value in network.keywords.items())
-        return f"{_network_name(network.func)}({options})"
-    return network.__name__ if isinstance(network, type) else type(network).__name__

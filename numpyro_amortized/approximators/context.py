@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What networks are conditioned on: vectors of conditions, and summaries of the rest."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from numpyro_amortized.datasets import Batch
+
+__all__ = ["NetworkSpec", "build_summary", "context_of", "make_network", "network_name"]
+
+NetworkSpec = nnx.Module | Callable[..., nnx.Module]
+
+
+def make_network(network: NetworkSpec, rngs: nnx.Rngs, **sizes: int) -> nnx.Module:
+    """A ready module as it is; a class or a partial of one with its sizes."""
+    return network if isinstance(network, nnx.Module) else network(**sizes, rngs=rngs)
+
+
+def build_summary(
+    network: NetworkSpec, row: Batch, rngs: nnx.Rngs
+) -> tuple[dict[str, nnx.Module], int]:
+    """The summary network, where there is something to summarize, and the size of the context.
+
+    :param network: a class, a partial of one, or a ready module.
+    :param row: shapes of one row of network inputs.
+    :param rngs: random streams of the initial parameters.
+    """
+    modules, size = {}, 0
+    if "inference_conditions" in row:
+        size += row["inference_conditions"].shape[-1]
+    if "summary_variables" in row:
+        sets, mask = row["summary_variables"], row.get("summary_mask")
+        summary = make_network(network, rngs, size=sets.shape[-1])
+        modules["summary_network"] = summary
+        size += jax.eval_shape(lambda x, m: summary(x, m), sets, mask).shape[-1]
+    return modules, size
+
+
+def context_of(modules: nnx.Dict, inputs: Batch) -> Array:
+    """What the other networks are conditioned on, shape ``(*batch, condition_size)``.
+
+    :param modules: the networks.
+    :param inputs: those of the networks.
+    """
+    parts = []
+    if "inference_conditions" in inputs:
+        parts.append(inputs["inference_conditions"])
+    if "summary_variables" in inputs:
+        mask = inputs.get("summary_mask")
+        parts.append(modules["summary_network"](inputs["summary_variables"], mask))
+    return jnp.concatenate(parts, axis=-1)
+
+
+def network_name(network: NetworkSpec) -> str:
+    """How a network is called when it is printed."""
+    if isinstance(network, partial):
+        options = ", ".join(f"{name}={value!r}" for name, value in network.keywords.items())
+        return f"{network_name(network.func)}({options})"
+    return network.__name__ if isinstance(network, type) else type(network).__name__
