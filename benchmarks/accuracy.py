@@ -1,84 +1,146 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accuracy on the simulation-based inference benchmark, with the package's defaults.
 
-``python -m benchmarks.accuracy``: for every task and seed one bank of simulations, one training and
-10,000 draws for each of five observations, told apart from the reference draws by a classifier.
-Nothing depends on the task but its model.
+``python -m benchmarks.accuracy``: for every task, network and seed one training, on a bank or
+online, and 10,000 draws for each of five observations, told apart from the reference draws by a
+classifier. Each runs in a process of its own. Nothing depends on the task but its model.
 """
 
 import argparse
 import os
+import resource
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax import random
+from jax import Array, random
 
 import numpyro_amortized as npa
 from benchmarks.c2st import c2st
 from benchmarks.environment import ROOT, markdown, write
-from benchmarks.tasks import NUM_OBSERVATIONS, TASKS, Task, flatten, reference
+from benchmarks.tasks import NUM_OBSERVATIONS, TASKS, flatten, reference
+from numpyro_amortized.networks import CouplingFlow, DiffusionModel, FlowMatching
 
 OBSERVATIONS = range(1, NUM_OBSERVATIONS + 1)
+NETWORKS = {network.__name__: network for network in (CouplingFlow, FlowMatching, DiffusionModel)}
+_PROBE_STEPS = 300  # that tell how long a step takes
 
 
-def evaluate(task: Task, seed: int, *, num_simulations: int, num_jobs: int) -> dict[str, Any]:
+def evaluate(
+    task_name: str,
+    network: str,
+    seed: int,
+    *,
+    num_simulations: int | None,
+    seconds: float,
+    num_jobs: int,
+) -> dict[str, Any]:
     """Train once and judge the posterior of every observation.
 
-    :param task: the task.
+    :param task_name: name of the task.
+    :param network: name of the inference network, which has its defaults.
     :param seed: seed of the simulations, the training and the draws.
-    :param num_simulations: size of the bank.
+    :param num_simulations: size of the bank; ``None`` to simulate online.
+    :param seconds: about how long the online training takes.
     :param num_jobs: processes of the classifier.
-    :return: C2ST of every observation, seconds of training and of drawing.
+    :return: C2ST of every observation, seconds of training and of drawing, and memory.
     """
+    task = TASKS[task_name]
     references = [reference(task, i) for i in OBSERVATIONS]  # missing data fails before training
-    bank_key, fit_key, sample_key = random.split(random.key(seed), 3)
-    simulator = npa.ModelSimulator(task.model, observed=("x",))
-    bank = simulator.sample(bank_key, num_simulations)
+    bank_key, fit_key, *sample_keys = random.split(random.key(seed), 2 + NUM_OBSERVATIONS)
     begin = time.perf_counter()
-    approximator = npa.ContinuousApproximator(simulator)
-    history = approximator.fit(fit_key, dataset=bank, progress_bar=False)
+    simulator = npa.ModelSimulator(task.model, observed=("x",))
+    approximator = npa.ContinuousApproximator(simulator, inference_network=NETWORKS[network])
+    if num_simulations is None:
+        history = _fit_online(fit_key, approximator, seconds)
+    else:
+        bank = simulator.sample(bank_key, num_simulations)
+        begin = time.perf_counter()
+        history = approximator.fit(fit_key, dataset=bank, progress_bar=False)
     trained = time.perf_counter()
-    observed = np.stack([observation for observation, _ in references])
-    num_samples = len(references[0][1])
-    samples = approximator.sample(sample_key, num_samples, {"x": observed})
-    each = [{k: np.asarray(v[i]) for k, v in samples.items()} for i in range(len(references))]
-    drawn = time.perf_counter()
+    draws, durations = [], []
+    for key, (observation, reference_draws) in zip(sample_keys, references, strict=True):
+        start = time.perf_counter()
+        sites = approximator.sample(key, len(reference_draws), {"x": observation})
+        draws.append(flatten(task, {name: np.asarray(value) for name, value in sites.items()}))
+        durations.append(time.perf_counter() - start)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     scores = [
-        c2st(draws, flatten(task, sites), num_jobs=num_jobs)
-        for (_, draws), sites in zip(references, each, strict=True)
+        c2st(true, drawn, num_jobs=num_jobs)
+        for (_, true), drawn in zip(references, draws, strict=True)
     ]
     return {
-        "task": task.name,
+        "task": task_name,
+        "network": network,
+        "online": num_simulations is None,
         "seed": seed,
         "c2st": scores,
         "mean_c2st": statistics.mean(scores),
         "fit_seconds": trained - begin,
-        "sample_seconds": drawn - trained,
+        "first_draws_seconds": durations[0],
+        "second_draws_seconds": durations[1],
+        "memory_gib": memory,
         "steps": history.num_steps,
+        "num_simulations": num_simulations or history.num_simulations,
     }
+
+
+def _fit_online(
+    rng_key: Array, approximator: npa.ContinuousApproximator, seconds: float
+) -> npa.History:
+    """Training of about a given duration: another approximator tells how long a step takes."""
+    probe = npa.ContinuousApproximator(
+        approximator.source, inference_network=approximator.inference_network
+    )
+    start = time.perf_counter()
+    history = probe.fit(rng_key, epochs=3, num_batches=_PROBE_STEPS // 3, progress_bar=False)
+    elapsed = time.perf_counter() - start
+    step = float(np.median(history.seconds[1:])) / (_PROBE_STEPS // 3)
+    epochs = max(10, int((seconds - 2 * elapsed) / step / 100))
+    return approximator.fit(rng_key, epochs=epochs, num_batches=100, progress_bar=False)
+
+
+def in_own_process(*arguments: Any, **options: Any) -> dict[str, Any]:
+    """:func:`evaluate`, whose memory is then its own."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(evaluate, *arguments, **options).result()
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """:return: median and worst over the seeds of one task."""
+    """:return: medians over the seeds of one task and network, and the worst."""
     means = [row["mean_c2st"] for row in rows]
+    measured = ("fit_seconds", "first_draws_seconds", "second_draws_seconds", "memory_gib")
     return {
-        "task": rows[0]["task"],
+        **{key: rows[0][key] for key in ("task", "network", "online")},
         "median_c2st": statistics.median(means),
         "worst_c2st": max(means),
-        "median_fit_seconds": statistics.median(row["fit_seconds"] for row in rows),
+        **{key: statistics.median(row[key] for row in rows) for key in measured},
     }
 
 
-def table(summaries: Sequence[dict[str, Any]], num_simulations: int) -> str:
+def table(summaries: Sequence[dict[str, Any]]) -> str:
     """:return: a Markdown table of the summaries."""
-    header = ["task", f"C2ST, {num_simulations:,} simulations: median", "worst", "training, s"]
-    keys = ("median_c2st", "worst_c2st")
+    header = ["task", "network", "simulations", "C2ST: median", "worst", "training, s"]
+    header += ["first 10,000 draws, s", "second, s", "memory, GiB"]
     rows = [
-        [s["task"], *(f"{s[key]:.3f}" for key in keys), f"{s['median_fit_seconds']:.0f}"]
+        [
+            s["task"],
+            s["network"],
+            "online" if s["online"] else "bank",
+            f"{s['median_c2st']:.3f}",
+            f"{s['worst_c2st']:.3f}",
+            f"{s['fit_seconds']:.0f}",
+            f"{s['first_draws_seconds']:.1f}",
+            f"{s['second_draws_seconds']:.2f}",
+            f"{s['memory_gib']:.1f}",
+        ]
         for s in summaries
     ]
     return markdown(header, rows)
@@ -87,27 +149,32 @@ def table(summaries: Sequence[dict[str, Any]], num_simulations: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--networks", nargs="+", default=["CouplingFlow"], choices=list(NETWORKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--num-simulations", type=int, default=10_000)
+    parser.add_argument("--online", action="store_true", help="simulate while training, no bank")
+    parser.add_argument("--seconds", type=float, default=300, help="of an online training")
     parser.add_argument("--num-jobs", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results.json")
     options = parser.parse_args()
     rows, summaries = [], []
-    for name in options.tasks:
+    for task, network in product(options.tasks, options.networks):
         for seed in options.seeds:
             rows.append(
-                evaluate(
-                    TASKS[name],
+                in_own_process(
+                    task,
+                    network,
                     seed,
-                    num_simulations=options.num_simulations,
+                    num_simulations=None if options.online else options.num_simulations,
+                    seconds=options.seconds,
                     num_jobs=options.num_jobs,
                 )
             )
             print(rows[-1], flush=True)
-        summaries.append(summarize([row for row in rows if row["task"] == name]))
-    result = {"num_simulations": options.num_simulations, "summaries": summaries, "runs": rows}
-    write(options.out, "accuracy", result)
-    print(table(summaries, options.num_simulations))
+        summaries.append(summarize(rows[-len(options.seeds) :]))
+    section = "accuracy_online" if options.online else "accuracy"
+    write(options.out, section, {"summaries": summaries, "runs": rows})
+    print(table(summaries))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models after NumPyro's examples on their data: amortized with the defaults, and by NUTS.
+
+``python -m benchmarks.zoo``: one training for each model, nothing else depends on it. Means are
+compared in posterior standard deviations of NUTS, over all scalars of all latent sites.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import random
+from numpyro.diagnostics import gelman_rubin
+from numpyro.infer import MCMC, NUTS
+
+import numpyro_amortized as npa
+from benchmarks.environment import ROOT, markdown, write
+from tests.zoo import ZOO, Example
+
+MODELS = (
+    "eight_schools",
+    "partially_pooled_with_logit",
+    "ucbadmit",
+    "lynx_hare",
+    "zero_inflated_poisson",
+    "stochastic_volatility",
+)
+Draws = dict[str, np.ndarray]
+
+
+def nuts(rng_key: jax.Array, example: Example, *, num_samples: int) -> tuple[Draws, float]:
+    """:return: reference draws ``(num, *shape)`` of each site, and the largest R-hat."""
+    kernel = NUTS(example.model, target_accept_prob=0.95)
+    mcmc = MCMC(
+        kernel,
+        num_warmup=1000,
+        num_samples=num_samples,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(rng_key, *example.args)
+    chains = jax.device_get(mcmc.get_samples(group_by_chain=True))
+    rhat = max(float(np.nanmax(gelman_rubin(np.asarray(x)))) for x in chains.values())
+    return {name: x.reshape(-1, *x.shape[2:]) for name, x in chains.items()}, rhat
+
+
+def compare(draws: Draws, reference: Draws) -> dict[str, Any]:
+    """:return: largest difference of means in posterior sds, and the extreme ratios of sds."""
+    shifts, ratios = [], []
+    for name, x in draws.items():
+        mean, sd = reference[name].mean(0), reference[name].std(0)
+        varies = sd > 0  # the triangle of zeros of a Cholesky factor does not
+        shifts.append((np.abs(x.mean(0) - mean) / np.where(varies, sd, 1))[varies].ravel())
+        ratios.append((x.std(0) / np.where(varies, sd, 1))[varies].ravel())
+    shift, ratio = np.concatenate(shifts), np.concatenate(ratios)
+    return {"mean_shift": shift.max(), "least_sd": ratio.min(), "greatest_sd": ratio.max()}
+
+
+def evaluate(name: str, seed: int, *, num_samples: int) -> dict[str, Any]:
+    """Train on simulations of one model and judge the posterior of its data.
+
+    :param name: of the model.
+    :param seed: of the training, the draws and NUTS.
+    :param num_samples: draws of each chain of NUTS; four times as many of the approximator.
+    """
+    example = ZOO[name]
+    fit_key, sample_key, nuts_key = random.split(random.key(seed), 3)
+    begin = time.perf_counter()
+    reference, rhat = nuts(nuts_key, example, num_samples=num_samples)
+    sampled = time.perf_counter()
+    simulator = npa.ModelSimulator(example.model, *example.args)
+    approximator = npa.ContinuousApproximator(simulator)
+    history = approximator.fit(fit_key, progress_bar=False)
+    trained = time.perf_counter()
+    draws = jax.device_get(approximator.sample(sample_key, 4 * num_samples, simulator.data))
+    result = compare({n: draws[n] for n in approximator.inferred_sites}, reference)
+    return {
+        "model": name,
+        "seed": seed,
+        **{key: float(value) for key, value in result.items()},
+        "rhat": rhat,
+        "nuts_seconds": sampled - begin,
+        "fit_seconds": trained - sampled,
+        "steps": history.num_steps,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """:return: a Markdown table."""
+    header = ["model", "means differ by at most, sd", "ratios of sds", "R-hat of NUTS"]
+    header += ["NUTS, s", "training, s"]
+    cells = [
+        [
+            row["model"],
+            f"{row['mean_shift']:.2f}",
+            f"{row['least_sd']:.2f} to {row['greatest_sd']:.2f}",
+            f"{row['rhat']:.3f}",
+            f"{row['nuts_seconds']:.0f}",
+            f"{row['fit_seconds']:.0f}",
+        ]
+        for row in rows
+    ]
+    return markdown(header, cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(ZOO))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-samples", type=int, default=2500)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results.json")
+    options = parser.parse_args()
+    rows = []
+    for name in options.models:
+        rows.append(evaluate(name, options.seed, num_samples=options.num_samples))
+        print(rows[-1], flush=True)
+    write(options.out, "zoo", {"runs": rows})
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
