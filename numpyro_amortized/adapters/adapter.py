@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from numpyro_amortized.adapters.base import Bijection, Data, Draws, Transform
@@ -254,7 +255,7 @@ class Adapter(Chain):
 
 
 def _nans(data: Data) -> set[str]:
-    return {path for path, array in _leaves(data) if bool(jnp.isnan(array).any())}
+    return {path for path, array in _leaves(data) if bool(np.isnan(array).any())}
 
 
 def _is_incomplete(step: Transform) -> bool:

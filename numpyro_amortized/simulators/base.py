@@ -147,12 +147,15 @@ class TraceableSimulator(Simulator):
         :raises ValueError: if a size is less than 1.
         """
         shape = check_shape(batch_shape)
-        draws = self._simulate_batch(random.split(typed_key(rng_key), math.prod(shape)))
+        draws = self._simulate_batch(typed_key(rng_key), math.prod(shape))
         return {name: jnp.reshape(x, shape + x.shape[1:]) for name, x in draws.items()}
 
     @cached_property
-    def _simulate_batch(self) -> Callable[[Array], dict[str, Array]]:
-        return jax.jit(jax.vmap(self.simulate))
+    def _simulate_batch(self) -> Callable[[Array, int], dict[str, Array]]:
+        def simulate(rng_key: Array, num_draws: int) -> dict[str, Array]:
+            return jax.vmap(self.simulate)(random.split(rng_key, num_draws))
+
+        return jax.jit(simulate, static_argnums=1)
 
 
 def typed_key(rng_key: Array) -> Array:
