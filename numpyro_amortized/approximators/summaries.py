@@ -30,7 +30,7 @@ def default_network(structure: Structure, num_axes: int) -> NetworkSpec:
         case Structure.SET:
             return DeepSet
         case Structure.SERIES:
-            return GRU
+            return partial(GRU, kernel_size=3)
         case Structure.IMAGE:
             return partial(Convolution, num_spatial_dims=num_axes)
 
