@@ -165,8 +165,7 @@ def _find_series(
         if site.role != "observed" or clock is None:
             continue
         length = _length(clock)
-        states = [s.name for s in clocks if s.name in inferred and _length(s) == length]
-        if states:
+        if states := [n for n in inferred if length in simulator.sites[n].shape]:
             reasons[site.name] = f"'{states[0]}' is inferred at each of its {length} steps"
         elif prod(site.shape) <= _FEW:
             reasons[site.name] = "a time series of few numbers"
@@ -209,9 +208,14 @@ def _find_images(
 ) -> tuple[list[Summarized], dict[str, str]]:
     """Sites with two or three long axes that are in no plate: cells have neighbours."""
     axes = {site.name: grid for site in free if (grid := _grid(site))}
-    own = [site for site in free if site.name in axes]
-    reason = "its long axes are in no plate, so that cells have neighbours"
-    return _by_shape(Structure.IMAGE, own, axes, lambda _: reason), {}
+    reasons = {}
+    for site in [simulator.sites[name] for name in axes]:
+        cells = prod(site.shape[axis] for axis in axes[site.name])
+        if fields := [n for n in inferred if prod(simulator.sites[n].shape) >= cells]:
+            reasons[site.name] = f"'{fields[0]}' is inferred, as large as its {cells} cells"
+    own = [site for site in free if site.name in axes.keys() - reasons.keys()]
+    why = "its long axes are in no plate, so that cells have neighbours"
+    return _by_shape(Structure.IMAGE, own, axes, lambda _: why), reasons
 
 
 def _grid(site: Site) -> tuple[int, ...]:

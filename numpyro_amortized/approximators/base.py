@@ -64,7 +64,10 @@ class Approximator(ABC):
         self.adapter = bound_adapter(self.source, adapter)
         self.sites = source_sites(self.source, self.adapter)
         self._given_summary = summary_network
-        self._regularizer = _checked_regularizer(summary_regularizer, regularizer_weight, self._row)
+        self._regularizer = summary_regularizer
+        self._regularizer_weight = regularizer_weight
+        if summary_regularizer is not None:
+            _check_regularizer(regularizer_weight, self._row)
         self._modules: nnx.Dict | None = None
 
     @abstractmethod
@@ -188,7 +191,8 @@ class Approximator(ABC):
         if self._regularizer is None:
             return self._loss(modules, rng_key, inputs)
         inputs = with_summaries(modules, inputs)
-        return self._loss(modules, rng_key, inputs) + self._regularizer(inputs["summaries"])
+        penalty = self._regularizer_weight * self._regularizer(inputs["summaries"])
+        return self._loss(modules, rng_key, inputs) + penalty
 
     def _describe_summary(self) -> list[str]:
         if "summary_variables" not in self._row or self.summary_network is None:
@@ -236,11 +240,7 @@ def _default_adapter(source: Source) -> Adapter:
     return Adapter.for_posterior(source)
 
 
-def _checked_regularizer(
-    regularizer: Callable[[Array], Array] | None, weight: float, row: Batch
-) -> Callable[[Array], Array] | None:
-    if regularizer is None:
-        return None
+def _check_regularizer(weight: float, row: Batch) -> None:
     if "summary_variables" not in row:
         raise ValueError(
             "summary_regularizer: nothing is summarized, all data are conditioned on as numbers. "
@@ -248,7 +248,6 @@ def _checked_regularizer(
         )
     if not (np.isfinite(weight) and weight > 0):
         raise ValueError(f"regularizer_weight: expected a positive number, got {weight!r}.")
-    return lambda summaries: weight * regularizer(summaries)
 
 
 def _check_options(
