@@ -84,7 +84,8 @@ class OfflineDataset(Dataset):
 
     def __init__(self, bank: Mapping[str, Array | np.ndarray]) -> None:
         lengths = {
-            name: np.shape(value)[0] if np.ndim(value) else None for name, value in bank.items()
+            jax.tree_util.keystr(path, simple=True, separator="/"): (*np.shape(value), None)[0]
+            for path, value in jax.tree.leaves_with_path(dict(bank), _is_array)
         }
         if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
             raise ValueError(
@@ -94,7 +95,7 @@ class OfflineDataset(Dataset):
         self.arrays = dict(bank)
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
+        return len(jax.tree.leaves(self.arrays)[0])
 
     def start(self, rng_key: Array, arrays: Batch) -> tuple[Batch, Any]:
         return arrays, (random.permutation(rng_key, len(self)), arrays)
@@ -127,8 +128,9 @@ class OfflineDataset(Dataset):
         usable = np.logical_and.reduce(
             [
                 np.isfinite(np.asarray(v)).reshape(len(self), -1).all(-1)
-                for name, v in self.arrays.items()
+                for name, value in self.arrays.items()
                 if name not in ignore
+                for v in jax.tree.leaves(value)
             ]
         )
         if not usable.any():
@@ -136,7 +138,7 @@ class OfflineDataset(Dataset):
         return self if usable.all() else self._take(usable)
 
     def _take(self, rows: np.ndarray) -> "OfflineDataset":
-        return OfflineDataset({name: np.asarray(v)[rows] for name, v in self.arrays.items()})
+        return OfflineDataset(jax.tree.map(lambda v: np.asarray(v)[rows], self.arrays))
 
 
 @final
@@ -191,6 +193,10 @@ def mapped(function: Callable[[Batch], Batch] | None, batch: Batch) -> Batch:
     return batch if function is None else jax.vmap(function)(batch)
 
 
+def _is_array(value: Any) -> bool:
+    return not isinstance(value, Mapping)
+
+
 def _rows(epoch: Any, step: Array, batch_size: int) -> Batch:
     order, arrays = epoch  # a last batch that does not fit begins earlier: slices are clamped
     chosen = lax.dynamic_slice_in_dim(order, step * batch_size, batch_size)
@@ -199,5 +205,5 @@ def _rows(epoch: Any, step: Array, batch_size: int) -> Batch:
 
 def finite_rows(batch: Batch) -> Array:
     """Which rows are finite in every entry, shape ``(batch_size,)``."""
-    rows = [jnp.isfinite(v).reshape(len(v), -1).all(-1) for v in batch.values()]
+    rows = [jnp.isfinite(v).reshape(len(v), -1).all(-1) for v in jax.tree.leaves(batch)]
     return jnp.stack(rows).all(0)

@@ -255,7 +255,7 @@ def _mean_loss(
     """Mean over the simulations with finite values, and their number."""
     usable = finite_rows(batch)
     # zeros instead of what is not finite: a gradient would carry it through the mask
-    safe = {n: jnp.where(_along(usable, v), v, 0) for n, v in batch.items()}
+    safe = jax.tree.map(lambda v: jnp.where(_along(usable, v), v, jnp.zeros_like(v)), batch)
     losses = loss_fn(params, rng_key, safe)
     usable &= jnp.isfinite(losses)
     used = usable.sum()

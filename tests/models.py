@@ -113,3 +113,44 @@ def outside_support(simulator, latents):
         return {name: jnp.all(trace[name]["fn"].support(trace[name]["value"])) for name in values}
 
     return {name: int((~ok).sum()) for name, ok in inside(latents).items()}
+
+
+def markov(y):
+    """An observed AR(1) process."""
+    rho = numpyro.sample("rho", dist.Uniform(-1, 1))
+    scale = numpyro.sample("scale", dist.LogNormal(-0.5, 0.5))
+
+    def step(before, observed):
+        return numpyro.sample("y", dist.Normal(rho * before, scale), obs=observed), None
+
+    scan(step, jnp.zeros(()), y)
+
+
+def blob(place, num_cells):
+    """A bump of height one on a square grid, shape ``(num_cells, num_cells)``."""
+    along = [jnp.exp(-(((jnp.arange(num_cells) - x) / 1.5) ** 2) / 2) for x in place]
+    return along[0][:, None] * along[1]
+
+
+def picture(y):
+    """A bump of unknown place and height, in noise."""
+    place = numpyro.sample("place", dist.Normal(3.5, 1.2).expand([2]).to_event(1))
+    height = numpyro.sample("height", dist.LogNormal(1.0, 0.3))
+    numpyro.sample("y", dist.Normal(height * blob(place, len(y)), NOISE), obs=y)
+
+
+def three_sites(survey, series, image):
+    """A set, a time series and an image, of which all tell of ``mu``."""
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    rho = numpyro.sample("rho", dist.Uniform(-1, 1))
+    place = numpyro.sample("place", dist.Normal(3.5, 1.2))
+    with numpyro.plate("members", len(survey)):
+        numpyro.sample("survey", dist.Normal(mu, 2), obs=survey)
+
+    def step(before, observed):
+        mean = rho * before + 0.3 * mu
+        return numpyro.sample("series", dist.Normal(mean, 1), obs=observed), None
+
+    scan(step, jnp.zeros(()), series)
+    mean = 2 * jnp.exp(mu / 2) * blob((place, (len(image) - 1) / 2), len(image))
+    numpyro.sample("image", dist.Normal(mean, 1).to_event(2), obs=image)

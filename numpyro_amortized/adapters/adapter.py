@@ -22,6 +22,7 @@ from numpyro_amortized.adapters.binding import (
     shapes_of,
 )
 from numpyro_amortized.adapters.chain import Chain
+from numpyro_amortized.adapters.summarized import Structure, structures_of
 
 if TYPE_CHECKING:
     from numpyro_amortized.simulators.model import ModelSimulator
@@ -35,7 +36,7 @@ class Adapter(Chain):
 
     An adapter is never changed: every method returns another one. Networks take the entries
     ``inference_variables`` and ``inference_conditions``, both vectors, ``summary_variables`` and
-    ``summary_mask``.
+    ``summary_mask``, arrays or dicts of them by name.
 
     :meth:`bind` makes the adapter known to simulations: how many axes a value has, so that all
     further ones are batch axes; the shapes that bijections need to be undone; moments to be
@@ -82,6 +83,8 @@ class Adapter(Chain):
         *,
         sites: Sequence[str] | None = None,
         sets: Mapping[str, int | None] | None = None,
+        series: Mapping[str, int | None] | None = None,
+        images: Mapping[str, Sequence[int] | None] | None = None,
         prior_to_normal: bool = True,
         pilot: Draws | None = None,
     ) -> "Adapter":
@@ -93,18 +96,31 @@ class Adapter(Chain):
         :param sets: overrides whether an observed site is a set: the axis of its members, or
             ``None`` for numbers in their order. By default a site is a set exactly if permuting
             its members alone leaves the model's log density unchanged.
+        :param series: overrides whether an observed site is a time series: the axis of its steps,
+            or ``None`` for numbers. By default a site is one if it is drawn in a ``scan``, by a
+            process such as :class:`~numpyro.distributions.GaussianRandomWalk`, or at the steps
+            of a latent site that is, unless that is inferred step by step.
+        :param images: overrides whether an observed site is an image: the axes of its grid, or
+            ``None`` for numbers. By default a site is one if it has two or three axes of at
+            least eight cells that are in no plate.
         :param prior_to_normal: whether latents are mapped by the CDF of their prior where it has
             an accurate one, which makes the prior of the network's variables N(0, I); otherwise
             by the bijection of their support.
         :param pilot: draws from the simulator that fix moments and decisions, by default 2,000.
         :return: an adapter to ``inference_variables``, and ``inference_conditions`` or
-            ``summary_variables``.
+            ``summary_variables``, a dict of arrays where several differ in structure or members.
         :raises ValueError: where a site is unknown, or cannot be inferred.
         """
         from numpyro_amortized.adapters.posterior import posterior_adapter
 
         adapter = posterior_adapter(
-            simulator, sites=sites, sets=sets, prior_to_normal=prior_to_normal, pilot=pilot
+            simulator,
+            sites=sites,
+            sets=sets,
+            series=series,
+            images=images,
+            prior_to_normal=prior_to_normal,
+            pilot=pilot,
         )
         shapes = {s.name: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in simulator.sites.values()}
         return Adapter(adapter.transforms, ranks=adapter.ranks, _shapes=shapes)
@@ -144,6 +160,13 @@ class Adapter(Chain):
     def shapes(self) -> Shapes:
         """Shapes and types of one simulation's entries; empty before binding."""
         return self._shapes or {}
+
+    @property
+    def structures(self) -> dict[str, Structure]:
+        """Of what is summarized, by name: sets, time series, images. Empty before binding."""
+        if self._binding is None:
+            return {}
+        return structures_of(self._binding.steps, self._binding.shapes[-1])
 
     @cached_property
     def may_be_missing(self) -> frozenset[str]:

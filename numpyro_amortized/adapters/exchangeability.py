@@ -98,13 +98,14 @@ def _axis_key(site: Site, axis: int) -> tuple[int, str]:
     return site.shape[axis], _label(site, axis)
 
 
-def _plate_axes(site: Site) -> dict[int, str]:
+def plate_axes(site: Site) -> dict[int, str]:
+    """The axes of a site's shape that belong to plates, and their names."""
     rank = len(site.shape)
     return {rank + dim - site.event_dim: name for name, dim, _ in site.plates}
 
 
 def _label(site: Site, axis: int) -> str:
-    plate = _plate_axes(site).get(axis)
+    plate = plate_axes(site).get(axis)
     return f"plate '{plate}'" if plate else f"axis {axis - len(site.shape)}"
 
 

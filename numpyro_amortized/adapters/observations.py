@@ -12,7 +12,6 @@ from jax import Array
 from scipy.special import ndtri
 
 from numpyro_amortized.adapters.base import Data, Transform
-from numpyro_amortized.adapters.exchangeability import ObservedSet
 from numpyro_amortized.simulators.varying_size import VaryingSize
 
 _GAIN = 0.02  # in correlation with normal quantiles, before a squashing is preferred
@@ -64,7 +63,7 @@ def fit_standardization(draws: np.ndarray, pooled_axes: Sequence[int]) -> Standa
     another one gains clearly.
 
     :param draws: pilot draws, the first axis of simulations.
-    :param pooled_axes: axes of the site whose members share their moments (sets).
+    :param pooled_axes: axes of the site whose members share their moments.
     """
     axes = (0, *(axis + 1 for axis in pooled_axes))
     center, spread = _quantile_moments(draws, axes)
@@ -142,23 +141,19 @@ class StandardizeObserved(Transform):
 
 
 class MaskBeyondSize(Transform):
-    """Zeros beyond the size of a simulation, and which members of the set are within it.
+    """Zeros beyond the size of a simulation.
 
     :param varying: the size, and the axes that have it.
-    :param sets: the sets found; the first one is summarized.
     """
 
-    def __init__(self, varying: VaryingSize, sets: Sequence[ObservedSet]) -> None:
+    def __init__(self, varying: VaryingSize) -> None:
         self.varying = varying
-        in_set = {name for group in sets[:1] for name in group.axes}
-        self.masks_set = any(name in in_set for name in varying.axes)
 
     def forward(self, data: Data) -> dict[str, Array]:
         if self.varying.name not in data:
             return dict(data)
         within = jnp.arange(self.varying.high) < data[self.varying.name]
-        values = {name: self._mask(name, value, within) for name, value in data.items()}
-        return values | ({"summary_mask": within} if self.masks_set else {})
+        return {name: self._mask(name, value, within) for name, value in data.items()}
 
     def _mask(self, name: str, value: Array, within: Array) -> Array:
         for axis in self.varying.axes.get(name, ()):
@@ -168,28 +163,6 @@ class MaskBeyondSize(Transform):
 
     def describe(self) -> list[str]:
         return [self.varying.describe()]
-
-
-class CollectSet(Transform):
-    """Observed sites that share a set to ``summary_variables``, ``(members, features)``."""
-
-    def __init__(self, axes: dict[str, int], reason: str) -> None:
-        self.axes = axes
-        self.reason = reason
-
-    def forward(self, data: Data) -> dict[str, Array]:
-        if not all(name in data for name in self.axes):
-            return dict(data)
-        members = [
-            jnp.moveaxis(data[name], axis, 0).reshape(data[name].shape[axis], -1)
-            for name, axis in self.axes.items()
-        ]
-        rest = {name: value for name, value in data.items() if name not in self.axes}
-        return rest | {"summary_variables": jnp.concatenate(members, axis=-1)}
-
-    def describe(self) -> list[str]:
-        names = ", ".join(self.axes)
-        return [f"{names}: one set of members, summarized: {self.reason}"]
 
 
 class CollectConditions(Transform):

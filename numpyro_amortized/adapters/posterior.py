@@ -9,16 +9,16 @@ from jax import random
 
 from numpyro_amortized.adapters.adapter import Adapter
 from numpyro_amortized.adapters.base import Draws, Transform
-from numpyro_amortized.adapters.exchangeability import ObservedSet, find_sets
+from numpyro_amortized.adapters.grouping import find_groups, said
 from numpyro_amortized.adapters.latents import unconstrain_latents
 from numpyro_amortized.adapters.observations import (
     CollectConditions,
-    CollectSet,
     DropSites,
     MaskBeyondSize,
     StandardizeObserved,
     fit_standardization,
 )
+from numpyro_amortized.adapters.summarized import CollectSummaries, Summarized
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import Site
 from numpyro_amortized.simulators.varying_size import VaryingSize
@@ -31,6 +31,8 @@ def posterior_adapter(
     *,
     sites: Sequence[str] | None,
     sets: Mapping[str, int | None] | None,
+    series: Mapping[str, int | None] | None,
+    images: Mapping[str, Sequence[int] | None] | None,
     prior_to_normal: bool,
     pilot: Draws | None,
 ) -> Adapter:
@@ -38,22 +40,22 @@ def posterior_adapter(
     names = _inferred(simulator, sites)
     draws = pilot_draws(simulator, pilot)
     latents = unconstrain_latents(simulator, names, draws, prior_to_normal=prior_to_normal)
-    found, reasons = _sets(simulator, names, draws, sets)
+    overrides = said(simulator, sets, series, images)
+    groups, reasons = find_groups(simulator, names, draws, overrides)
     varying = simulator.varying_size
     given = [site for site in simulator.sites.values() if site.is_given]
     observed = [site for site in given if varying is None or site.name != varying.name]
     transforms: list[Transform] = [
         DropSites(_left_out(simulator, names)),
         latents,
-        _standardize(observed, found, draws),
-        *([] if varying is None else [MaskBeyondSize(varying, found)]),
-        *(CollectSet(group.axes, group.reason) for group in found[:1]),
-        *([] if varying is None else _size_condition(simulator, varying, found, reasons, draws)),
+        _standardize(observed, groups, draws),
+        *([] if varying is None else [MaskBeyondSize(varying)]),
+        *([CollectSummaries(groups, varying)] if groups else []),
+        *([] if varying is None else _size_condition(simulator, varying, groups, reasons, draws)),
         CollectConditions(reasons),
     ]
     ranks = {site.name: len(site.shape) for site in simulator.sites.values()}
-    ranks |= {"inference_variables": 1, "inference_conditions": 1, "summary_variables": 2}
-    ranks |= {"summary_mask": 1}
+    ranks |= {"inference_variables": 1, "inference_conditions": 1}
     return Adapter(transforms, ranks=ranks)
 
 
@@ -84,13 +86,14 @@ def pilot_draws(simulator: ModelSimulator, pilot: Draws | None) -> dict[str, np.
 def _size_condition(
     simulator: ModelSimulator,
     varying: VaryingSize,
-    found: Sequence[ObservedSet],
+    groups: Sequence[Summarized],
     reasons: dict[str, str],
     pilot: Draws,
 ) -> list[Transform]:
-    """A summary network counts the members of its set; otherwise the size is a condition."""
-    in_set = {name for group in found[:1] for name in group.axes}
-    if all(n in in_set for n in varying.axes if simulator.sites[n].is_given):
+    """Summary networks count their members; otherwise the size is a condition."""
+    counted = {(n, a) for group in groups for n, axes in group.axes.items() for a in axes}
+    sized = {(n, a) for n, axes in varying.axes.items() for a in axes}
+    if all(each in counted for each in sized if simulator.sites[each[0]].is_given):
         return [DropSites({varying.name: "counted by the summary network"})]
     reasons[varying.name] = f"the size, {varying.low} to {varying.high}"
     return [_standardize([simulator.sites[varying.name]], (), pilot)]
@@ -138,36 +141,10 @@ def _left_out(simulator: ModelSimulator, names: Sequence[str]) -> dict[str, str]
     return reasons
 
 
-def _sets(
-    simulator: ModelSimulator,
-    names: Sequence[str],
-    pilot: Draws,
-    override: Mapping[str, int | None] | None,
-) -> tuple[list[ObservedSet], dict[str, str]]:
-    """The first set is summarized; what is in no set is conditioned on as numbers."""
-    found, reasons = find_sets(simulator, names, pilot)
-    for name, axis in (override or {}).items():
-        site = simulator.sites.get(name)
-        if site is None or not site.is_given:
-            raise ValueError(f"`sets`: '{name}' is not an observed site of the model.")
-        if axis is not None and not -len(site.shape) <= axis < len(site.shape):
-            raise ValueError(f"`sets`: site '{name}' of shape {site.shape} has no axis {axis}.")
-        found = [group for group in found if name not in group.axes]
-        reasons.pop(name, None)
-        if axis is None:
-            reasons[name] = "as you said"
-        else:
-            axis %= len(site.shape)
-            found.insert(0, ObservedSet({name: axis}, site.shape[axis], "as you said"))
-    for group in found[1:]:
-        reasons |= dict.fromkeys(group.axes, "a second set; one is summarized")
-    return found, reasons
-
-
 def _standardize(
-    observed: Sequence[Site], found: Sequence[ObservedSet], pilot: Draws
+    observed: Sequence[Site], groups: Sequence[Summarized], pilot: Draws
 ) -> StandardizeObserved:
-    pooled = {name: (axis,) for group in found for name, axis in group.axes.items()}
+    pooled = {name: axes for group in groups for name, axes in group.axes.items()}
     dtype = jnp.zeros(()).dtype
     standardizations = {
         site.name: fit_standardization(

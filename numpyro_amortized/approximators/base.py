@@ -19,7 +19,7 @@ from numpyro_amortized.approximators.conditions import (
     check_conditions,
     check_positive,
 )
-from numpyro_amortized.approximators.context import NetworkSpec, context_of, network_name
+from numpyro_amortized.approximators.context import NetworkSpec, context_of, with_summaries
 from numpyro_amortized.approximators.inputs import Recipe, held_out, training_inputs
 from numpyro_amortized.approximators.sources import (
     Source,
@@ -27,8 +27,8 @@ from numpyro_amortized.approximators.sources import (
     bound_adapter,
     source_sites,
 )
+from numpyro_amortized.approximators.summaries import SummarySpec, describe_summary, summary_spec
 from numpyro_amortized.datasets import Batch, Dataset
-from numpyro_amortized.networks.deep_set import DeepSet
 from numpyro_amortized.simulators.base import typed_key
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.varying_size import VaryingSize
@@ -40,7 +40,11 @@ class Approximator(ABC):
 
     :param source: a simulator, a data set, or a NumPyro model without arguments.
     :param adapter: sites to network inputs; needed where the source is no model.
-    :param summary_network: a class, a partial of one, or a ready module.
+    :param summary_network: a class, a partial of one, or a ready module; a mapping of them where
+        several arrays are summarized.
+    :param summary_regularizer: maps the summaries of a batch, ``(batch_size, summary_size)``, to a
+        number that is added to the training loss.
+    :param regularizer_weight: its factor.
     :raises TypeError: where the source is none of these.
     :raises ValueError: where there is no adapter and no model to derive it from.
     """
@@ -50,14 +54,20 @@ class Approximator(ABC):
         source: Source | Callable[[], object],
         *,
         adapter: Adapter | None,
-        summary_network: NetworkSpec | None,
+        summary_network: SummarySpec | None,
+        summary_regularizer: Callable[[Array], Array] | None = None,
+        regularizer_weight: float = 1.0,
     ) -> None:
         self.source = as_source(source)
         if adapter is None:
             adapter = _default_adapter(self.source)
         self.adapter = bound_adapter(self.source, adapter)
         self.sites = source_sites(self.source, self.adapter)
-        self._summary_spec = summary_network or DeepSet
+        self._given_summary = summary_network
+        self._regularizer = summary_regularizer
+        self._regularizer_weight = regularizer_weight
+        if summary_regularizer is not None:
+            _check_regularizer(regularizer_weight, self._row)
         self._modules: nnx.Dict | None = None
 
     @abstractmethod
@@ -134,7 +144,7 @@ class Approximator(ABC):
         graphdef, params, *rest = nnx.split(modules, nnx.Param, ...)
 
         def loss_fn(params: nnx.State, rng_key: Array, batch: Batch) -> Array:
-            return self._loss(nnx.merge(graphdef, params, *rest), rng_key, batch)
+            return self._regularized_loss(nnx.merge(graphdef, params, *rest), rng_key, batch)
 
         params, history = train(
             train_key,
@@ -177,10 +187,22 @@ class Approximator(ABC):
 
         return jax.jit(encode, static_argnums=0)
 
+    def _regularized_loss(self, modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
+        if self._regularizer is None:
+            return self._loss(modules, rng_key, inputs)
+        inputs = with_summaries(modules, inputs)
+        penalty = self._regularizer_weight * self._regularizer(inputs["summaries"])
+        return self._loss(modules, rng_key, inputs) + penalty
+
     def _describe_summary(self) -> list[str]:
         if "summary_variables" not in self._row or self.summary_network is None:
             return []
-        return [f"summary network: {network_name(self.summary_network)}"]
+        structures = self.adapter.structures
+        return describe_summary(self.summary_network, self._given_summary, structures)
+
+    @cached_property
+    def _summary_spec(self) -> NetworkSpec:
+        return summary_spec(self._given_summary, self.adapter.structures, self._row)
 
     @cached_property
     def _row(self) -> Batch:
@@ -216,6 +238,16 @@ def _default_adapter(source: Source) -> Adapter:
             "be derived: Adapter().concatenate([...], into='inference_variables')..."
         )
     return Adapter.for_posterior(source)
+
+
+def _check_regularizer(weight: float, row: Batch) -> None:
+    if "summary_variables" not in row:
+        raise ValueError(
+            "summary_regularizer: nothing is summarized, all data are conditioned on as numbers. "
+            "Leave it out, or say what is summarized: Adapter.for_posterior(simulator, sets=...)."
+        )
+    if not (np.isfinite(weight) and weight > 0):
+        raise ValueError(f"regularizer_weight: expected a positive number, got {weight!r}.")
 
 
 def _check_options(

@@ -30,6 +30,7 @@ from numpyro_amortized.approximators.context import (
 )
 from numpyro_amortized.approximators.predictive import ModelPredictive
 from numpyro_amortized.approximators.sources import Source
+from numpyro_amortized.approximators.summaries import SummarySpec
 from numpyro_amortized.datasets import Batch
 from numpyro_amortized.networks.coupling_flow import CouplingFlow
 from numpyro_amortized.simulators.base import typed_key
@@ -49,8 +50,17 @@ class ContinuousApproximator(Approximator):
     :param adapter: sites to network inputs, by default :meth:`Adapter.for_posterior`.
     :param inference_network: a class, a :func:`functools.partial` of one (``size``,
         ``condition_size`` and ``rngs`` are supplied), or a ready module.
-    :param summary_network: the same for the network that summarizes sets (``size`` and ``rngs``
-        are supplied), by default :class:`DeepSet` where there is a set.
+    :param summary_network: the same for the network that summarizes data (``size`` and ``rngs`` are
+        supplied), or a mapping of them where several arrays are summarized. By default
+        :class:`~numpyro_amortized.networks.DeepSet` for a set,
+        :class:`~numpyro_amortized.networks.GRU` for a time series,
+        :class:`~numpyro_amortized.networks.Convolution` for an image, and a
+        :class:`~numpyro_amortized.networks.Fusion` of these for several.
+    :param summary_regularizer: maps the summaries of a batch, ``(batch_size, summary_size)``, to a
+        number that is added to the training loss, such as
+        :func:`~numpyro_amortized.networks.mmd_to_normal`; by default none.
+    :param regularizer_weight: its factor.
+    :raises ValueError: where an option does not fit the model.
     """
 
     def __init__(
@@ -59,9 +69,17 @@ class ContinuousApproximator(Approximator):
         *,
         adapter: Adapter | None = None,
         inference_network: NetworkSpec = CouplingFlow,
-        summary_network: NetworkSpec | None = None,
+        summary_network: SummarySpec | None = None,
+        summary_regularizer: Callable[[Array], Array] | None = None,
+        regularizer_weight: float = 1.0,
     ) -> None:
-        super().__init__(source, adapter=adapter, summary_network=summary_network)
+        super().__init__(
+            source,
+            adapter=adapter,
+            summary_network=summary_network,
+            summary_regularizer=summary_regularizer,
+            regularizer_weight=regularizer_weight,
+        )
         self._inference_spec = inference_network
 
     @property
@@ -175,7 +193,8 @@ class ContinuousApproximator(Approximator):
         lines += [f"inference network: {network_name(self.inference_network)}"]
         lines += self._describe_summary()
         lines += [
-            "override: Adapter.for_posterior(simulator, sites=..., sets={site: axis or None})"
+            "override: Adapter.for_posterior(simulator, sites=..., sets={site: axis or None}, "
+            "series={site: axis or None}, images={site: axes or None}), summary_network=..."
         ]
         return "\n  ".join("\n".join(lines).splitlines())
 

@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array, lax
 
 from numpyro_amortized.initializers import host_generator, on_device
+from numpyro_amortized.networks.convolution import ConvolutionLayer
 from numpyro_amortized.networks.masks import fill, log_count
 from numpyro_amortized.networks.mlp import MLP, dense, sigmoid, swish
 from numpyro_amortized.networks.stacked import stack
@@ -68,6 +69,9 @@ class GRU(nnx.Module):
     :param size: number of features of a step.
     :param summary_size: length of the summary.
     :param width: length of the state.
+    :param kernel_size: number of neighbouring steps, odd, that a convolution shows the unit at each
+        step. With 1 it sees the steps as they are. What neighbours have to do with each other is
+        learnt sooner with more.
     :param bidirectional: whether a second unit reads the series from its end.
     :param activation: that of the perceptron.
     :param rngs: random streams of the initial parameters.
@@ -83,11 +87,21 @@ class GRU(nnx.Module):
         summary_size: int = 32,
         *,
         width: int = 64,
+        kernel_size: int = 1,
         bidirectional: bool = False,
         activation: Callable[[Array], Array] = swish,
         rngs: nnx.Rngs,
     ) -> None:
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}.")
         self.summary_size = summary_size
+        self.activation = activation
+        self.stem: ConvolutionLayer | None = None
+        if kernel_size > 1:
+            self.stem = ConvolutionLayer(
+                size, width // 2, kernel_size=kernel_size, num_spatial_dims=1, rngs=rngs
+            )
+            size = width // 2
         self.num_directions = 1 + bidirectional
         self.layers = stack([GRULayer(size, width, rngs=rngs) for _ in range(self.num_directions)])
         self.summarize = MLP(
@@ -107,6 +121,8 @@ class GRU(nnx.Module):
         """
         x, mask = fill(x, mask)
         count = log_count(x, mask)
+        if self.stem is not None:
+            x = self.activation(self.stem(x))
         states, seen = self._states(jnp.moveaxis(x, -2, 0), jnp.moveaxis(mask, -1, 0))
         mean = jnp.sum(states * seen, axis=1) / jnp.maximum(jnp.sum(seen, axis=1), 1)
         parts = [*states[:, -1], *mean, count]

@@ -23,6 +23,7 @@ __all__ = ["Site", "has_bijection", "read_sites", "run_model"]
 
 # Enough that a value which depends on a draw is not the same in all of them by chance.
 _NUM_PROBES = 8
+_PROCESSES = dist.GaussianRandomWalk | dist.EulerMaruyama | dist.GaussianStateSpace
 
 
 class Site(NamedTuple):
@@ -46,6 +47,7 @@ class Site(NamedTuple):
     data_sized: tuple[int, ...] = ()  # axes of `shape` whose length follows the data
     mask: np.ndarray | None = None
     scanned: bool = False  # the first axis is that of a `scan`
+    time_axis: int | None = None  # that of a `scan`, or of a process in time
     has_density: bool = True
 
     @property
@@ -185,6 +187,7 @@ def varies(x: np.ndarray) -> bool:
 
 def _static_site(site: dict[str, Any], role: str, scanned: bool) -> Site:
     value, is_sample = site["value"], site["type"] == "sample"
+    time_axis = _time_axis(site) if is_sample else None
     frames = site.get("cond_indep_stack", ())
     return Site(
         name=site["name"],
@@ -195,8 +198,14 @@ def _static_site(site: dict[str, Any], role: str, scanned: bool) -> Site:
         plates=tuple((frame.name, frame.dim, int(frame.size)) for frame in frames),
         event_dim=site["fn"].event_dim if is_sample else 0,
         scanned=scanned,
+        time_axis=0 if scanned else time_axis,
         has_density=is_sample and not isinstance(unwrap(site["fn"]), dist.Delta),
     )
+
+
+def _time_axis(site: dict[str, Any]) -> int | None:
+    fn = unwrap(site["fn"])
+    return jnp.ndim(site["value"]) - fn.event_dim if isinstance(fn, _PROCESSES) else None
 
 
 def _support(site: dict[str, Any], role: str) -> Constraint | None:

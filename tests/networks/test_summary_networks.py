@@ -113,6 +113,7 @@ SETS = {
 SERIES = {
     "transformer": partial(TRANSFORMER, time_embedding=Time2Vec),
     "gru": partial(GRU, width=16, bidirectional=True),
+    "gru_with_kernel": partial(GRU, width=16, kernel_size=3),
     "convolution": partial(Convolution, widths=(8, 16), depth=2),
 }
 IMAGES = {"image": partial(Convolution, num_spatial_dims=2, widths=(8, 16))}
