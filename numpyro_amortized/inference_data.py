@@ -16,7 +16,6 @@ from numpyro_amortized.approximators.predictive import ModelPredictive
 from numpyro_amortized.simulators.base import Simulator, typed_key
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import Site
-from numpyro_amortized.simulators.varying_size import crop_axes
 
 if TYPE_CHECKING:
     import xarray
@@ -49,9 +48,8 @@ def to_inference_data(
     given = checked.values
     predictive = approximator.predictive
     if predictive is not None:
-        if predictive.simulator.varying_size is not None:
-            source, given = _at_size(predictive.simulator, given)
-            predictive = ModelPredictive(source, approximator.inferred_sites)
+        predictive, given = predictive.at_common_size(given)
+        source = predictive.simulator
         latents = {name: sites[name] for name in approximator.inferred_sites}
         draws |= _predictive_groups(predict_key, predictive, latents, given)
     groups = {name: _as_chains(group, checked) for name, group in draws.items() if group}
@@ -64,23 +62,6 @@ def to_inference_data(
     groups["constant_data"] = _constant_data(source) if isinstance(source, ModelSimulator) else {}
     groups["constant_data"] |= {n: x for n, x in shown.items() if roles[n] == "context"}
     return _tree(groups, described, is_batch=checked.is_batch)
-
-
-def _at_size(
-    source: ModelSimulator, given: Mapping[str, Array]
-) -> tuple[ModelSimulator, dict[str, Array]]:
-    """The simulator of the size that all data sets have, and their values without padding."""
-    varying = source.varying_size
-    assert varying is not None
-    sizes = np.unique(np.asarray(given[varying.name]))
-    if len(sizes) > 1:
-        raise ValueError(
-            f"conditions: expected data sets of one size '{varying.name}', got sizes "
-            f"{sizes.tolist()}: convert those of each size by themselves."
-        )
-    axes = {n: tuple(axis + 1 for axis in own) for n, own in varying.axes.items()}
-    values = {name: value for name, value in given.items() if name != varying.name}
-    return source.at_size(int(sizes[0])), crop_axes(values, axes, int(sizes[0]))
 
 
 def _tree(

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 
+from numpyro_amortized.approximators.joint import JointDensity
 from numpyro_amortized.simulators.dependence import Varying, varying_sites
 from numpyro_amortized.simulators.model import ModelSimulator
+from numpyro_amortized.simulators.varying_size import crop_axes
 
 Values = Mapping[str, Array]
 
@@ -32,6 +34,37 @@ class ModelPredictive:
         self.simulator = simulator
         self.context = tuple(s.name for s in simulator.sites.values() if s.role == "context")
         self.inferred = tuple(inferred)
+        self._of_size: dict[int, ModelPredictive] = {}
+
+    def at_common_size(self, given: Values) -> tuple["ModelPredictive", dict[str, Array]]:
+        """The model of the size that all data sets have, and their values without padding.
+
+        :param given: observed sites and context, with a leading axis of data sets.
+        :raises ValueError: where the data sets are of several sizes.
+        """
+        varying = self.simulator.varying_size
+        if varying is None:
+            return self, dict(given)
+        sizes = np.unique(np.asarray(given[varying.name]))
+        if len(sizes) > 1:
+            raise ValueError(
+                f"conditions: expected data sets of one size '{varying.name}', got sizes "
+                f"{sizes.tolist()}: convert those of each size by themselves."
+            )
+        size = int(sizes[0])
+        if size not in self._of_size:
+            self._of_size[size] = ModelPredictive(self.simulator.at_size(size), self.inferred)
+        axes = {name: tuple(axis + 1 for axis in own) for name, own in varying.axes.items()}
+        values = {name: value for name, value in given.items() if name != varying.name}
+        return self._of_size[size], crop_axes(values, axes, size)
+
+    @cached_property
+    def joint(self) -> JointDensity:
+        """The model's joint density.
+
+        :raises ValueError: where it is not known, with the site and the reason.
+        """
+        return JointDensity(self.simulator, self.inferred)
 
     @cached_property
     def deterministic_sites(self) -> tuple[str, ...]:
