@@ -39,16 +39,18 @@ def find_members(simulator: ModelSimulator, latents: Sequence[str], pilot: Draws
     """
     sites = simulator.sites
     observed = [site for site in sites.values() if site.role == "observed"]
+    names = {site.name for site in observed}
     try:
+        if not all(site.has_density for site in observed):
+            raise NotImplementedError
         found, reasons = find_sets(simulator, latents, pilot)
     except NotImplementedError as error:
         raise ValueError(
-            f"The sites {[site.name for site in observed]} have no density, so it is not known "
+            f"The sites {sorted(names)} have no density, so it is not known "
             "whether observations are independent given the latents. Say so by their axis, "
             f"`sets={{'{observed[0].name}': 0}}`, or by `sets={{'{observed[0].name}': None}}` that "
             "they are not."
         ) from error
-    names = {site.name for site in observed}
     group = next((group for group in found if names <= group.axes.keys()), None)
     if group is None:
         together = "no axis is that of the members of all observed sites"

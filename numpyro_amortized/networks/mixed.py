@@ -45,8 +45,8 @@ class Categorical(DensityNetwork):
 
     def log_prob(self, variables: Array, context: Array) -> Array:
         log_probs = jax.nn.log_softmax(self.logits(None, context))
-        chosen = jax.nn.one_hot(jnp.round(variables[..., 0]), log_probs.shape[-1])
-        return jnp.sum(jnp.where(chosen > 0, log_probs, 0), axis=-1)
+        chosen = jax.nn.one_hot(_index(variables[..., 0]), log_probs.shape[-1])
+        return jnp.max(jnp.where(chosen > 0, log_probs, -jnp.inf), axis=-1)
 
     def loss(self, rng_key: Array, variables: Array, context: Array) -> Array:
         return -self.log_prob(variables, context)
@@ -236,7 +236,7 @@ def _features(part: Part, x: Array) -> Array:
     """What the later parts see of an earlier one."""
     match part:
         case Category():
-            return jax.nn.one_hot(jnp.round(x[..., 0]), part.num_categories, dtype=x.dtype)
+            return jax.nn.one_hot(_index(x[..., 0]), part.num_categories, dtype=x.dtype)
         case Count():
             return scaled_count(part, x)
         case Numbers():
@@ -258,3 +258,7 @@ def _head(part: Part, condition_size: int, flow: Any, rngs: nnx.Rngs) -> Density
 
 def _base(flow: Any) -> Any:
     return flow.func if isinstance(flow, partial) else flow
+
+
+def _index(x: Array) -> Array:
+    return jnp.round(x).astype(jnp.int32)
