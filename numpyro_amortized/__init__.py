@@ -11,11 +11,13 @@ from numpyro_amortized.adapters.augmentations import (
 )
 from numpyro_amortized.approximators.amortize import amortize
 from numpyro_amortized.approximators.continuous import ContinuousApproximator
+from numpyro_amortized.approximators.ratio import RatioApproximator
 from numpyro_amortized.augmented import AugmentedDataset
 from numpyro_amortized.datasets import OfflineDataset, OnlineDataset
 from numpyro_amortized.disk import DiskDataset
 from numpyro_amortized.distributions import AmortizedPosterior
 from numpyro_amortized.importance import ImportanceResult, importance_sample
+from numpyro_amortized.likelihood import NeuralLikelihood
 from numpyro_amortized.simulators.base import Simulator
 from numpyro_amortized.simulators.branches import Branches, split_branches
 from numpyro_amortized.simulators.comparison import ModelComparisonSimulator
@@ -41,11 +43,13 @@ __all__ = [
     "LambdaSimulator",
     "ModelComparisonSimulator",
     "ModelSimulator",
+    "NeuralLikelihood",
     "Noise",
     "OfflineDataset",
     "OnlineDataset",
     "RandomMissing",
     "RandomSubsample",
+    "RatioApproximator",
     "SequentialSimulator",
     "Simulator",
     "Site",

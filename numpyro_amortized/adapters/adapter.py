@@ -25,6 +25,7 @@ from numpyro_amortized.adapters.chain import Chain
 from numpyro_amortized.adapters.summarized import Structure, structures_of
 
 if TYPE_CHECKING:
+    from numpyro_amortized.adapters.observed_variables import CollectObservations
     from numpyro_amortized.simulators.model import ModelSimulator
 
 Ranks = dict[str, Any]  # name -> number of axes of one value, or a dict of them
@@ -124,6 +125,40 @@ class Adapter(Chain):
         )
         shapes = {s.name: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in simulator.sites.values()}
         return Adapter(adapter.transforms, ranks=adapter.ranks, _shapes=shapes)
+
+    @staticmethod
+    def for_likelihood(
+        simulator: "ModelSimulator",
+        *,
+        sets: Mapping[str, int | None] | None = None,
+        pilot: Draws | None = None,
+    ) -> "Adapter":
+        """The adapter for the likelihood of the observed sites given the latent ones.
+
+        Where observations are independent and alike given the latents, and given covariates that
+        are context, the likelihood is that of one observation: its values are those of one
+        member of the plate, and log densities of any number of observations add up. Discrete
+        latents are marginalized by simulation.
+
+        :param simulator: a traced model.
+        :param sets: overrides the axis of the observations for every observed site and for the
+            context that belongs to them; ``None`` for observations that are taken jointly.
+        :param pilot: draws from the simulator that fix moments and decisions, by default 2,000.
+        :return: an adapter to ``inference_variables``, the observed sites in trace order, and
+            ``inference_conditions``, the latents and the context.
+        :raises ValueError: where a site has no density that could be learned, with the fix.
+        """
+        from numpyro_amortized.adapters.likelihood import likelihood_adapter
+
+        return likelihood_adapter(simulator, sets=sets, pilot=pilot)
+
+    @property
+    def observations(self) -> "CollectObservations | None":
+        """The step that makes variables of observations, for the adapter of a likelihood."""
+        from numpyro_amortized.adapters.observed_variables import CollectObservations
+
+        steps = [step for step in self.transforms if isinstance(step, CollectObservations)]
+        return steps[0] if steps else None
 
     def append(self, transform: Transform) -> "Adapter":
         """An adapter with one more step."""

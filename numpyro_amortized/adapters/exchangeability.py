@@ -63,11 +63,11 @@ def find_sets(
         name = next(iter(axes))
         size = sites[name].shape[axes[name]]
         label = _label(sites[name], axes[name])
-        companions = _companions(sites[name], axes[name], marginal)
+        local = companions(sites[name], axes[name], marginal)
         pairs = {s.name: s.shape.index(size) for s in context if size in s.shape}
         # members and their covariates are moved together first
         for moved in (axes | pairs, axes) if pairs else (axes,):
-            if _is_invariant(simulator, moved | companions, draws):
+            if _is_invariant(simulator, moved | local, draws):
                 reason = f"permuting the {size} members of {label} leaves the log density unchanged"
                 sets.append(ObservedSet(moved, size, reason))
                 break
@@ -109,8 +109,8 @@ def _label(site: Site, axis: int) -> str:
     return f"plate '{plate}'" if plate else f"axis {axis - len(site.shape)}"
 
 
-def _companions(site: Site, axis: int, marginal: Sequence[Site]) -> dict[str, int]:
-    """The axis of every marginalized latent that belongs to the same members."""
+def companions(site: Site, axis: int, marginal: Sequence[Site]) -> dict[str, int]:
+    """The axis of every marginalized latent that belongs to the members of a site's axis."""
     size, label = _axis_key(site, axis)
     batch_axis = axis - (len(site.shape) - site.event_dim)  # negative: counted in the batch
     chosen = {}

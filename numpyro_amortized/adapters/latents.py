@@ -225,7 +225,7 @@ def unconstrain_latents(
     draws = jax.jit(jax.vmap(raw.forward))({name: pilot[name] for name in (*names, *needs)})
     vectors = np.asarray(draws["inference_variables"])
     exact = np.concatenate([np.full(int(np.prod(m.shape)), m.by_prior) for m in maps])
-    return UnconstrainLatents(simulator, tuple(maps), *_moments(vectors, exact), needs)
+    return UnconstrainLatents(simulator, tuple(maps), *robust_moments(vectors, exact), needs)
 
 
 def _depends(
@@ -263,7 +263,9 @@ def _choose_map(
     return SiteMap(site.name, tuple(shape), by_prior, None if follows_trace else site.support)
 
 
-def _moments(draws: np.ndarray, exact: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def robust_moments(
+    draws: np.ndarray, exact: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Robust moments, and which tails are heavy; those mapped by their prior are standard."""
     draws = draws[np.isfinite(draws).all(-1)]
     low, middle, high = np.quantile(draws, [0.1587, 0.5, 0.8413], axis=0)

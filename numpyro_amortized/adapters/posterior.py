@@ -37,7 +37,7 @@ def posterior_adapter(
     pilot: Draws | None,
 ) -> Adapter:
     """See :meth:`Adapter.for_posterior`."""
-    names = _inferred(simulator, sites)
+    names = inferred_sites(simulator, sites)
     draws = pilot_draws(simulator, pilot)
     latents = unconstrain_latents(simulator, names, draws, prior_to_normal=prior_to_normal)
     overrides = said(simulator, sets, series, images)
@@ -99,7 +99,8 @@ def _size_condition(
     return [_standardize([simulator.sites[varying.name]], (), pilot)]
 
 
-def _inferred(simulator: ModelSimulator, sites: Sequence[str] | None) -> tuple[str, ...]:
+def inferred_sites(simulator: ModelSimulator, sites: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the latent sites asked for, by default of all that have a density."""
     latents = [site for site in simulator.sites.values() if site.role == "latent"]
     varying = simulator.varying_size
     sized = [s.name for s in latents if varying is not None and s.name in varying.axes]

@@ -20,7 +20,12 @@ from numpyro_amortized.approximators.conditions import (
     check_positive,
 )
 from numpyro_amortized.approximators.context import NetworkSpec, context_of, with_summaries
-from numpyro_amortized.approximators.inputs import Recipe, held_out, training_inputs
+from numpyro_amortized.approximators.inputs import (
+    Recipe,
+    held_out,
+    some_members,
+    training_inputs,
+)
 from numpyro_amortized.approximators.sources import (
     Source,
     as_source,
@@ -144,6 +149,9 @@ class Approximator(ABC):
         graphdef, params, *rest = nnx.split(modules, nnx.Param, ...)
 
         def loss_fn(params: nnx.State, rng_key: Array, batch: Batch) -> Array:
+            if self.adapter.observations is not None:
+                rng_key, member_key = random.split(rng_key)
+                batch = some_members(member_key, batch)
             return self._regularized_loss(nnx.merge(graphdef, params, *rest), rng_key, batch)
 
         params, history = train(
@@ -162,6 +170,20 @@ class Approximator(ABC):
         self._modules = modules  # only now: what failed to train must not be sampled from
         skipped = history.skipped_simulations + dropped
         return dataclasses.replace(history, skipped_simulations=skipped)
+
+    @cached_property
+    def inferred_sites(self) -> tuple[str, ...]:
+        """Names of the sites that come back from inference variables, in trace order."""
+        context = {
+            name: jax.ShapeDtypeStruct(site.shape, site.dtype)
+            for name, site in self.sites.items()
+            if site.role == "context"
+        }
+        variables = {"inference_variables": self._row["inference_variables"]}
+        row = jax.eval_shape(self.adapter.inverse, variables | context)
+        return tuple(
+            name for name, site in self.sites.items() if name in row and site.role == "latent"
+        )
 
     @property
     def summary_network(self) -> NetworkSpec | None:
@@ -216,7 +238,8 @@ class Approximator(ABC):
 
     @property
     def _recipe(self) -> Recipe:
-        return Recipe(self.source, self.adapter, self.sites, self._needed_sites)
+        sites = self.source.sites if isinstance(self.source, ModelSimulator) else self.sites
+        return Recipe(self.source, self.adapter, sites, self._needed_sites)
 
     def _trained(self) -> nnx.Dict:
         if self._modules is None:

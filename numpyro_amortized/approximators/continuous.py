@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,9 @@ from jax import Array, random
 from jax.typing import ArrayLike
 
 from numpyro_amortized.adapters.adapter import Adapter
+from numpyro_amortized.adapters.observed_variables import ObservedMap
 from numpyro_amortized.approximators.base import Approximator
+from numpyro_amortized.approximators.chaining import chained
 from numpyro_amortized.approximators.conditions import (
     check_data_names,
     check_latents,
@@ -33,6 +35,7 @@ from numpyro_amortized.approximators.sources import Source
 from numpyro_amortized.approximators.summaries import SummarySpec
 from numpyro_amortized.datasets import Batch
 from numpyro_amortized.networks.coupling_flow import CouplingFlow
+from numpyro_amortized.networks.mixed import Mixed
 from numpyro_amortized.simulators.base import typed_key
 from numpyro_amortized.simulators.model import ModelSimulator
 
@@ -40,11 +43,15 @@ if TYPE_CHECKING:
     import xarray
 
     from numpyro_amortized.distributions import AmortizedPosterior
+    from numpyro_amortized.likelihood import FrozenLikelihood, NeuralLikelihood
 
 
 @final
 class ContinuousApproximator(Approximator):
-    """Amortized posterior of the continuous latent sites of a model.
+    """Amortized posterior of the continuous latent sites of a model, or its likelihood.
+
+    What comes back from the adapter's ``inference_variables`` is inferred given the rest: with
+    :meth:`Adapter.for_likelihood`, the observed sites given the latents.
 
     :param source: a simulator, a data set, or a NumPyro model without arguments.
     :param adapter: sites to network inputs, by default :meth:`Adapter.for_posterior`.
@@ -81,6 +88,7 @@ class ContinuousApproximator(Approximator):
             regularizer_weight=regularizer_weight,
         )
         self._inference_spec = inference_network
+        self._frozen: Any = None
 
     @property
     def inference_network(self) -> NetworkSpec:
@@ -160,11 +168,38 @@ class ContinuousApproximator(Approximator):
         """
         from numpyro_amortized.distributions import AmortizedPosterior, Frozen
 
+        self._refuse_likelihood("posterior")
         graphdef, state = nnx.split(self._trained())
         checked = self.check_conditions(conditions)
         context = self.encode(graphdef, state, checked.values)
         frozen = Frozen(self, graphdef, state)
         return AmortizedPosterior(checked.unbatch(context), checked.unbatch(checked.values), frozen)
+
+    def likelihood(self, latents: Mapping[str, ArrayLike]) -> "NeuralLikelihood":
+        """The distribution of an observed site given the latents, for use in a NumPyro model.
+
+        It is that of the first observed site whose value is not among ``latents``: several sites
+        chain in trace order. Pure and traceable, with gradients in the latents.
+
+        :param latents: values ``(*batch, *shape)`` of the latents and the context, and of the
+            observed sites before; the batch axes broadcast. Context and observed sites have the
+            shape of one observation where observations are independent given the latents.
+        :return: a distribution of batch shape ``batch``; under a plate, its observations.
+        :raises ValueError: where the adapter is none of a likelihood, or values do not fit.
+        :raises RuntimeError: before ``fit``.
+        """
+        from numpyro_amortized.likelihood import NeuralLikelihood
+
+        observations = self.adapter.observations
+        if observations is None:
+            raise ValueError(
+                "likelihood: expected an approximator of a likelihood: pass "
+                "adapter=Adapter.for_likelihood(simulator)."
+            )
+        frozen = self._frozen_likelihoods(observations.maps)
+        given, earlier, index = chained(self.sites, observations, latents)
+        context = self.adapter.forward(given)["inference_conditions"]
+        return NeuralLikelihood(context, earlier, frozen[index])
 
     def to_inference_data(
         self, rng_key: Array, conditions: Mapping[str, ArrayLike], *, num_samples: int = 1000
@@ -186,25 +221,43 @@ class ContinuousApproximator(Approximator):
         """
         from numpyro_amortized.inference_data import to_inference_data
 
+        self._refuse_likelihood("to_inference_data")
         return to_inference_data(rng_key, self, conditions, num_samples=num_samples)
+
+    def _refuse_likelihood(self, method: str) -> None:
+        if self.adapter.observations is not None:
+            raise ValueError(
+                f"{method}: this approximator has learned a likelihood, not a posterior. Use "
+                "`likelihood(latents)` as the distribution of the observed site in a model, and "
+                "NUTS; or train with Adapter.for_posterior."
+            )
+
+    def _frozen_likelihoods(self, maps: tuple[ObservedMap, ...]) -> "tuple[FrozenLikelihood, ...]":
+        """One for each observed site; the same ones until training goes on."""
+        from numpyro_amortized.likelihood import FrozenLikelihood
+
+        network = self._trained()["inference_network"]
+        graphdef, state = nnx.split(network)
+        leaves = tuple(map(id, jax.tree.leaves(state)))
+        if self._frozen is None or self._frozen[0] != leaves:
+            with jax.ensure_compile_time_eval():  # it may be asked for first while tracing
+                own = jax.tree.map(jnp.copy, state)  # training goes on in place
+            frozen = tuple(FrozenLikelihood(graphdef, own, maps, i) for i in range(len(maps)))
+            self._frozen = leaves, frozen, state  # the state, since an identity may be used again
+        return self._frozen[1]
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}", str(self.adapter)]
         lines += [f"inference network: {network_name(self.inference_network)}"]
         lines += self._describe_summary()
-        lines += [
-            "override: Adapter.for_posterior(simulator, sites=..., sets={site: axis or None}, "
+        override = (
+            "posterior(simulator, sites=..., sets={site: axis or None}, "
             "series={site: axis or None}, images={site: axes or None}), summary_network=..."
-        ]
-        return "\n  ".join("\n".join(lines).splitlines())
-
-    @cached_property
-    def inferred_sites(self) -> tuple[str, ...]:
-        """Names of the latent sites whose posterior is learned, in trace order."""
-        row = jax.eval_shape(self._latents_at, jnp.zeros(self._size), self._context_structs)
-        return tuple(
-            name for name, site in self.sites.items() if name in row and site.role == "latent"
         )
+        if self.adapter.observations is not None:
+            override = "likelihood(simulator, sets={site: axis or None})"
+        lines += [f"override: Adapter.for_{override}"]
+        return "\n  ".join("\n".join(lines).splitlines())
 
     @property
     def _needed_sites(self) -> tuple[str, ...]:
@@ -213,18 +266,10 @@ class ContinuousApproximator(Approximator):
 
     @cached_property
     def predictive(self) -> ModelPredictive | None:
-        """The model at values of the inferred latents, ``None`` where there is no model."""
-        if not isinstance(self.source, ModelSimulator):
+        """The model at values of the inferred latents, ``None`` where there is none to ask."""
+        if not isinstance(self.source, ModelSimulator) or self.adapter.observations is not None:
             return None
         return ModelPredictive(self.source, self.inferred_sites)
-
-    @property
-    def _context_structs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return {
-            name: jax.ShapeDtypeStruct(site.shape, site.dtype)
-            for name, site in self.sites.items()
-            if site.role == "context"
-        }
 
     @property
     def _size(self) -> int:
@@ -232,18 +277,22 @@ class ContinuousApproximator(Approximator):
 
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         modules, condition_size = build_summary(self._summary_spec, self._row, rngs)
+        spec, observations = self._inference_spec, self.adapter.observations
+        if observations is not None:
+            spec = partial(Mixed, parts=observations.parts, flow=spec)
         modules["inference_network"] = make_network(
-            self._inference_spec, rngs, size=self._size, condition_size=condition_size
+            spec, rngs, size=self._size, condition_size=condition_size
         )
         return modules
 
     def _loss(self, modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
-        context = context_of(modules, inputs)
-        return modules["inference_network"].loss(rng_key, inputs["inference_variables"], context)
+        variables, context = inputs["inference_variables"], context_of(modules, inputs)
+        losses = modules["inference_network"].loss(rng_key, variables, context)
+        return losses.mean(tuple(range(1, losses.ndim)))  # over the members of each simulation
 
     def _latents_at(self, vector: Array, given: Mapping[str, Array]) -> Batch:
         """Latents at one vector, shape ``(size,)``, for one data set."""
-        context = {name: given[name] for name in self._context_structs}
+        context = {name: given[name] for name in given if self.sites[name].role == "context"}
         return self.adapter.inverse({"inference_variables": vector, **context})
 
     def _variables_at(self, latents: Batch, observed: Batch) -> tuple[Array, Array]:

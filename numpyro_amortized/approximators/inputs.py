@@ -4,8 +4,9 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
-from jax import Array
+from jax import Array, random
 
 from numpyro_amortized.adapters.adapter import Adapter
 from numpyro_amortized.approximators.conditions import as_numbers
@@ -24,10 +25,11 @@ from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import Site
 from numpyro_amortized.streamed import HostDataset
 
-__all__ = ["Bank", "Recipe", "held_out", "training_inputs"]
+__all__ = ["Bank", "Recipe", "held_out", "some_members", "training_inputs"]
 
 _VALIDATION_SHARE, _MAX_VALIDATION, _ONLINE_VALIDATION = 0.1, 2000, 1000
 _NUM_MOVES = 20
+_MOST_MEMBERS = 8  # of a simulation in a step
 Bank = Mapping[str, Array | np.ndarray]
 
 
@@ -38,6 +40,15 @@ class Recipe(NamedTuple):
     adapter: Adapter
     sites: Mapping[str, Site]
     needed: Sequence[str]  # sites that the networks see
+
+    def forward(self, values: Batch) -> Batch:
+        """Network inputs of one simulation; one row for each member where there are any."""
+        observations = self.adapter.observations
+        if observations is None or not observations.axes:
+            return self.adapter.forward(values)
+        values = {name: values[name] for name in self.needed}
+        axes = {name: observations.axes.get(name) for name in self.needed}
+        return jax.vmap(self.adapter.forward, in_axes=(axes,))(values)
 
     def checked(self, bank: Bank, argument: str) -> OfflineDataset:
         """A bank of the sites that the networks see, and of others that the model has.
@@ -83,7 +94,7 @@ def training_inputs(
             dataset, rest = dataset.split(split_key, validation or _share(len(dataset)))
             validation = rest.arrays
     if not isinstance(dataset, OfflineDataset):
-        return dataset.map(recipe.adapter.forward), validation, 0
+        return dataset.map(recipe.forward), validation, 0
     whole = recipe.checked(dataset.arrays, "dataset")
     finite = whole.finite(ignore=recipe.adapter.may_be_missing)
     dropped = len(whole) - len(finite)
@@ -98,7 +109,7 @@ def training_inputs(
         finite, rest = finite.split(split_key, validation)
         validation = rest.arrays
     moved = _rejuvenated(recipe, finite, num_moves)
-    return moved.map(recipe.adapter.forward), validation, dropped
+    return moved.map(recipe.forward), validation, dropped
 
 
 def _share(num_simulations: int) -> int:
@@ -117,7 +128,28 @@ def held_out(
         number = validation or _ONLINE_VALIDATION
         validation = recipe.source.sample(rng_key, number, workers=workers)
     checked = recipe.checked(validation, "validation")
-    return checked.map(recipe.adapter.forward).finite().arrays
+    rows = checked.map(recipe.forward).finite().arrays
+    return rows if recipe.adapter.observations is None else _cut(rows, np.arange(_MOST_MEMBERS))
+
+
+def some_members(rng_key: Array, rows: Batch) -> Batch:
+    """Inputs of at most eight members of each simulation: others tell little more of the latents.
+
+    :param rng_key: decides which.
+    :param rows: leaves ``(batch_size, size)``, or ``(batch_size, members, size)``.
+    """
+    variables = rows["inference_variables"]
+    if variables.ndim == 2 or variables.shape[1] <= _MOST_MEMBERS:
+        return rows
+    chosen = random.choice(rng_key, variables.shape[1], (_MOST_MEMBERS,), replace=False)
+    return _cut(rows, chosen)
+
+
+def _cut(rows: Batch, members: Array | np.ndarray) -> Batch:
+    variables = rows["inference_variables"]
+    if variables.ndim == 2 or variables.shape[1] <= _MOST_MEMBERS:
+        return rows
+    return {name: value[:, members] for name, value in rows.items()}
 
 
 def _resolved(recipe: Recipe, dataset: Bank | Dataset | None, workers: int | None) -> Dataset:

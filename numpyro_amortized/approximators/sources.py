@@ -55,14 +55,15 @@ def bound_adapter(source: Source, adapter: Adapter) -> Adapter:
 
 def source_sites(source: Source, adapter: Adapter) -> Mapping[str, Site]:
     """
-    The sites of a source. Without a model, the adapter tells their roles: what comes back from
-    ``inference_variables`` is latent, what goes into the conditions is observed.
+    The sites of a source. Without a model, and for a likelihood, the adapter tells their roles:
+    what comes back from ``inference_variables`` is latent, what goes into the conditions is
+    observed.
 
     :param source: a simulator or data set.
     :param adapter: its values to network inputs, bound.
     :raises ValueError: where the adapter makes no ``inference_variables``.
     """
-    if isinstance(source, ModelSimulator):
+    if isinstance(source, ModelSimulator) and adapter.observations is None:
         return source.sites
     shapes = adapter.shapes
     row = jax.eval_shape(adapter.forward, shapes)

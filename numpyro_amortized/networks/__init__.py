@@ -11,6 +11,7 @@ from numpyro_amortized.networks.diffusion import DiffusionModel
 from numpyro_amortized.networks.flow_matching import FlowMatching, OptimalTransport
 from numpyro_amortized.networks.fusion import Fusion
 from numpyro_amortized.networks.gru import GRU
+from numpyro_amortized.networks.mixed import Categorical, Discretized, Mixed
 from numpyro_amortized.networks.mlp import MLP
 from numpyro_amortized.networks.ode import Adaptive, FixedStep
 from numpyro_amortized.networks.residual_mlp import ResidualMLP
@@ -25,16 +26,19 @@ __all__ = [
     "MLP",
     "Adaptive",
     "Affine",
+    "Categorical",
     "ContinuousFlow",
     "Convolution",
     "CouplingFlow",
     "DeepSet",
     "DensityNetwork",
     "DiffusionModel",
+    "Discretized",
     "FixedStep",
     "FlowMatching",
     "Fusion",
     "InferenceNetwork",
+    "Mixed",
     "OptimalTransport",
     "ResidualMLP",
     "SetTransformer",

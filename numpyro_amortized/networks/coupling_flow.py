@@ -146,8 +146,17 @@ class CouplingFlow(DensityNetwork):
         self.layers = stack([nnx.List(pair) for pair in pairs])
 
     def log_prob(self, variables: Array, context: Array) -> Array:
-        base, log_det = self._scan(_forward, variables, context, reverse=False)
+        base, log_det = self.normalize(variables, context)
         return _standard_normal(base) + log_det
+
+    def normalize(self, variables: Array, context: Array) -> tuple[Array, Array]:
+        """Carry variables to the standard normal; increasing where there is one variable.
+
+        :param variables: shape ``(*batch, size)``.
+        :param context: shape ``(*batch, condition_size)``, batch axes broadcast.
+        :return: shape ``(*batch, size)``, and log-determinants ``(*batch,)``.
+        """
+        return self._scan(_forward, variables, context, reverse=False)
 
     def loss(self, rng_key: Array, variables: Array, context: Array) -> Array:
         return -self.log_prob(variables, context)

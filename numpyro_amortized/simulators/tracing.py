@@ -110,8 +110,9 @@ def run_model(
     seeded = handlers.seed(free, rng_key)
     if substitute_fn is not None:
         seeded = handlers.substitute(seeded, substitute_fn=substitute_fn)
-    # Simulations may leave a support by rounding; under jit nothing is validated either.
-    with numpyro.validation_enabled(False), _concretization_explained(notes):
+    # Simulations may leave a support by rounding; under jit nothing is validated either. What
+    # traces a model may itself stand in a model, whose handlers must not see the sites.
+    with handlers.block(), numpyro.validation_enabled(False), _concretization_explained(notes):
         return handlers.trace(seeded).get_trace(*args, **kwargs)
 
 
