@@ -15,6 +15,7 @@ from numpyro_amortized.augmented import AugmentedDataset
 from numpyro_amortized.datasets import OfflineDataset, OnlineDataset
 from numpyro_amortized.disk import DiskDataset
 from numpyro_amortized.distributions import AmortizedPosterior
+from numpyro_amortized.saving import load
 from numpyro_amortized.simulators.base import Simulator
 from numpyro_amortized.simulators.branches import Branches, split_branches
 from numpyro_amortized.simulators.comparison import ModelComparisonSimulator
@@ -49,6 +50,7 @@ __all__ = [
     "Site",
     "amortize",
     "augment",
+    "load",
     "make_simulator",
     "networks",
     "split_branches",

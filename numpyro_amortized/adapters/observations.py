@@ -149,7 +149,7 @@ class MaskBeyondSize(Transform):
     """
 
     def __init__(self, varying: VaryingSize, sets: Sequence[ObservedSet]) -> None:
-        self.varying = varying
+        self.varying, self.sets = varying, tuple(sets)
         in_set = {name for group in sets[:1] for name in group.axes}
         self.masks_set = any(name in in_set for name in varying.axes)
 

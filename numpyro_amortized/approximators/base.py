@@ -5,6 +5,8 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sized
 from functools import cached_property
+from os import PathLike
+from typing import Any
 
 import jax
 import numpy as np
@@ -63,6 +65,16 @@ class Approximator(ABC):
     @abstractmethod
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """The networks."""
+
+    @property
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """What the constructor takes besides the source and the adapter, by name.
+
+        Together with the source, the adapter and the networks' variables, that is what is saved.
+        Values are networks as they were given, numbers, functions, approximators, and lists,
+        tuples and mappings of them.
+        """
 
     @property
     @abstractmethod
@@ -152,6 +164,38 @@ class Approximator(ABC):
         self._modules = modules  # only now: what failed to train must not be sampled from
         skipped = history.skipped_simulations + dropped
         return dataclasses.replace(history, skipped_simulations=skipped)
+
+    def save(
+        self, path: str | PathLike[str], *, custom_objects: Mapping[str, Any] | None = None
+    ) -> None:
+        """Save everything but the model in a directory, to be read by :func:`load`.
+
+        It appears at once when it is complete; what was saved there before is then replaced. The
+        directory holds readable JSON, and arrays in Orbax's format.
+
+        :param path: the directory.
+        :param custom_objects: objects to be saved by a name, such as a network that was passed
+            ready-made or a function without a name of its own. Functions and classes of yours go
+            by their names. All of them are passed again to be loaded.
+        :raises TypeError: where something could not be restored, naming it.
+        :raises FileExistsError: where there is something else at the path.
+        :raises OSError: where the path cannot be written; what is there stays as it is.
+        """
+        from numpyro_amortized.saving import save
+
+        save(self, path, custom_objects=custom_objects)
+
+    @property
+    def modules(self) -> nnx.Dict | None:
+        """The trained networks by name, ``None`` before ``fit``."""
+        return self._modules
+
+    def restore(self, restored: Callable[[nnx.Dict], nnx.Dict]) -> None:
+        """Take over networks that were trained before.
+
+        :param restored: untrained networks to those.
+        """
+        self._modules = restored(nnx.Dict(self._build(nnx.Rngs(0))))
 
     @property
     def summary_network(self) -> NetworkSpec | None:

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,13 @@ class ContinuousApproximator(Approximator):
     ) -> None:
         super().__init__(source, adapter=adapter, summary_network=summary_network)
         self._inference_spec = inference_network
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "inference_network": self._inference_spec,
+            "summary_network": self._summary_spec,
+        }
 
     @property
     def inference_network(self) -> NetworkSpec:
