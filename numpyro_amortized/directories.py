@@ -198,8 +198,6 @@ def _naming(path: Path) -> Iterator[None]:
     """Errors of the file system name what the user asked for, not one of its many files."""
     try:
         yield
-    except FileExistsError:
-        raise
     except OSError as error:
         reason = f"saving failed: {error.strerror or error}"
         raise OSError(error.errno or 0, reason, str(path)) from error

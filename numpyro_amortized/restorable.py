@@ -37,8 +37,8 @@ _FUNCTIONS: dict[str, tuple[ModuleType, str]] = {
         jax.numpy,
         "abs arccos arccosh arcsin arcsinh arctan arctanh cbrt ceil cos cosh cumprod cumsum "
         "deg2rad degrees diff exp exp2 expm1 fabs flip floor identity log log10 log1p log2 max "
-        "mean median min negative prod rad2deg radians ravel reciprocal rint round sign sin sinc sinh sort "
-        "sqrt square squeeze std sum tan tanh transpose trunc var zeros_like ones_like",
+        "mean median min negative ones_like prod rad2deg radians ravel reciprocal rint round sign "
+        "sin sinc sinh sort sqrt square squeeze std sum tan tanh transpose trunc var zeros_like",
     ),
     "jax.nn": (
         jax.nn,

@@ -162,8 +162,9 @@ def _decoded_option(decoder: Decoder, value: Json, source: Source) -> Any:
 
 def _approximators(base: type) -> list[type[Approximator]]:
     """The package's own approximators, all of which are imported with it."""
-    own = [cls for cls in base.__subclasses__() if cls.__module__.startswith("numpyro_amortized.")]
-    return own + [cls for kind in own for cls in _approximators(kind)]
+    kinds: list[type] = base.__subclasses__()
+    own = [kind for kind in kinds if kind.__module__.startswith("numpyro_amortized.")]
+    return own + [below for kind in own for below in _approximators(kind)]
 
 
 def _bound_model(saved: Approximator | Adapter) -> Source | None:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sized
 from functools import cached_property
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -97,6 +98,7 @@ class Approximator(ABC):
         optimizer: optax.GradientTransformation | None = None,
         rejuvenation: int | None = None,
         workers: int | None = None,
+        checkpoint_dir: str | PathLike[str] | None = None,
         progress_bar: bool = True,
     ) -> History:
         """Train the networks; called again, training goes on from there.
@@ -120,9 +122,17 @@ class Approximator(ABC):
             model's density is known. The moves need no simulations, and leave the bank's
             distribution as it is.
         :param workers: number of worker processes, where the simulator runs on the host.
+        :param checkpoint_dir: a directory for this run alone, in which it is kept at the ends of
+            epochs. Called again with the same arguments after a crash, ``fit`` goes on where it
+            was; the final parameters are those of an uninterrupted run, bit for bit. Optimizers
+            are compared by the structure of their state, simulations by their first values.
         :param progress_bar: whether to show one.
         :return: losses, counts and durations.
-        :raises ValueError: where an argument does not fit, or most simulations are not finite.
+        :raises ValueError: where an argument does not fit, most simulations are not finite, or the
+            run kept in ``checkpoint_dir`` is another one.
+        :raises OSError: where ``checkpoint_dir`` cannot be written.
+        :raises KeyboardInterrupt: where the user interrupts; the best parameters of the epochs so
+            far are then kept.
         :raises FloatingPointError: where most gradients are not finite.
         """
         init_key, split_key, validation_key, train_key = random.split(typed_key(rng_key), 4)
@@ -148,6 +158,10 @@ class Approximator(ABC):
         def loss_fn(params: nnx.State, rng_key: Array, batch: Batch) -> Array:
             return self._loss(nnx.merge(graphdef, params, *rest), rng_key, batch)
 
+        def install(params: nnx.State) -> None:
+            nnx.update(modules, params)
+            self._modules = modules  # only now: what failed to train must not be sampled from
+
         params, history = train(
             train_key,
             loss_fn,
@@ -159,9 +173,10 @@ class Approximator(ABC):
             batch_size=batch_size,
             validation=held_out(validation_key, self._recipe, kept, workers),
             progress_bar=progress_bar,
+            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
+            keep=install,
         )
-        nnx.update(modules, params)
-        self._modules = modules  # only now: what failed to train must not be sampled from
+        install(params)
         skipped = history.skipped_simulations + dropped
         return dataclasses.replace(history, skipped_simulations=skipped)
 
