@@ -205,11 +205,11 @@ def _as_leaf(stored: np.ndarray, like: Any) -> Array:
 
 
 def _pilots(arrays: Any) -> dict[str, list[float]]:
-    """The first values of each array."""
+    """The first values of each array, by its name and shape."""
     pilots = {}
     for name, x in _named(arrays).items():
         flat = np.asarray(_data(x).ravel()[:_PILOT_VALUES]).real.astype(float)
-        pilots[name] = np.nan_to_num(flat).tolist()
+        pilots[f"{name} {np.shape(x)}"] = np.nan_to_num(flat).tolist()
     return pilots
 
 
