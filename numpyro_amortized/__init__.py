@@ -18,6 +18,7 @@ from numpyro_amortized.disk import DiskDataset
 from numpyro_amortized.distributions import AmortizedPosterior
 from numpyro_amortized.importance import ImportanceResult, importance_sample
 from numpyro_amortized.likelihood import NeuralLikelihood
+from numpyro_amortized.saving import load
 from numpyro_amortized.simulators.base import Simulator
 from numpyro_amortized.simulators.branches import Branches, split_branches
 from numpyro_amortized.simulators.comparison import ModelComparisonSimulator
@@ -56,6 +57,7 @@ __all__ = [
     "amortize",
     "augment",
     "importance_sample",
+    "load",
     "make_simulator",
     "networks",
     "split_branches",

@@ -157,7 +157,7 @@ class RejuvenatedDataset(Dataset):
         num_moves: int,
         _function: Callable[[Batch], Batch] | None = None,
     ) -> None:
-        self._rejuvenation, self._num_moves, self._function = rejuvenation, num_moves, _function
+        self._rejuvenation, self.num_moves, self._function = rejuvenation, num_moves, _function
         self.arrays = bank if isinstance(bank, Chains) else jax.jit(rejuvenation.start)(bank)
 
     def __len__(self) -> int:
@@ -165,7 +165,7 @@ class RejuvenatedDataset(Dataset):
 
     def start(self, rng_key: Array, arrays: Chains) -> tuple[Chains, Any]:
         order_key, move_key = random.split(rng_key)
-        chains = self._rejuvenation.move(move_key, arrays, self._num_moves)
+        chains = self._rejuvenation.move(move_key, arrays, self.num_moves)
         inputs = mapped(self._function, self._rejuvenation.values(chains))
         return chains, (random.permutation(order_key, len(self)), inputs)
 
@@ -178,7 +178,7 @@ class RejuvenatedDataset(Dataset):
 
     def map(self, function: Callable[[Batch], Batch]) -> "RejuvenatedDataset":
         function = composed(self._function, function)
-        return RejuvenatedDataset(self.arrays, self._rejuvenation, self._num_moves, function)
+        return RejuvenatedDataset(self.arrays, self._rejuvenation, self.num_moves, function)
 
 
 def composed(

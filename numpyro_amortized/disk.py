@@ -187,15 +187,19 @@ class DiskDataset(StreamedDataset):
     def loads(self, rng_key: Array, schedule: Schedule) -> AbstractContextManager[Iterator[Load]]:
         chunks_key, rows_key = random.split(rng_key)
         order = host_generator(rows_key)
-        return prefetch(self._pieces(chunks_key), schedule, memory=self.memory, order=order)
+        pieces = self._pieces(chunks_key, schedule.rows_done)
+        return prefetch(pieces, schedule, memory=self.memory, order=order)
 
-    def _pieces(self, rng_key: Array) -> Iterator[Rows]:
+    def _pieces(self, rng_key: Array, skipped: int) -> Iterator[Rows]:
         chunks = [c for c in range(self._bank.num_chunks) if self._num_left(c)]
         for epoch in count():
             order = host_generator(random.fold_in(rng_key, np.uint32(epoch))).permutation(chunks)
             for chunk in order.tolist():
-                rows = self._bank.read(chunk, self._names)
-                yield {name: value[self._first(chunk) :] for name, value in rows.items()}
+                first = self._first(chunk) + skipped
+                skipped = max(0, skipped - self._num_left(chunk))
+                if first < self._bank.num_rows(chunk):
+                    rows = self._bank.read(chunk, self._names)
+                    yield {name: value[first:] for name, value in rows.items()}
 
     def _share_out(self, rng_key: Array, total: int) -> dict[int, int]:
         """How many simulations of each chunk are held out."""

@@ -34,6 +34,12 @@ class Schedule(NamedTuple):
     epochs: int
     num_batches: int
     batch_size: int
+    epochs_done: int = 0  # in a run before, which this one goes on from
+
+    @property
+    def rows_done(self) -> int:
+        """Simulations of these epochs."""
+        return self.epochs_done * self.num_batches * self.batch_size
 
 
 @contextmanager
@@ -42,7 +48,8 @@ def prefetch(
 ) -> Iterator[Iterator[Load]]:
     """Loads of constant shape, the next one made in a thread while the last one is used.
 
-    :param pieces: simulations without end, arrays with a common leading axis of any length.
+    :param pieces: simulations without end, arrays with a common leading axis of any length; from
+        the first one of an epoch that is not done yet.
     :param schedule: how many loads are made.
     :param memory: bytes of a load, at most; a batch is the least.
     :param order: shuffles the simulations of each load; without it they keep their order.
@@ -119,16 +126,18 @@ def _cut(
     pieces: Iterator[Rows], schedule: Schedule, memory: int, order: np.random.Generator | None
 ) -> Iterator[Load]:
     """Loads of all epochs; what one does not use goes into the next one."""
-    epochs, num_batches, batch_size = schedule
+    epochs, num_batches, batch_size, epochs_done = schedule
     rest = next(pieces)
     most = max(1, memory // (batch_size * row_bytes(rest)))
     num_loads = -(-num_batches // most)
     size = -(-num_batches // num_loads)
     ends = [num_batches * (index + 1) // num_loads for index in range(num_loads)]
-    for _ in range(epochs):
+    for epoch in range(epochs):
         for start, end in zip([0, *ends], ends, strict=False):
             num_rows = (end - start) * batch_size
             places = np.arange(num_rows) if order is None else order.permutation(num_rows)
+            if epoch < epochs_done:
+                continue
             arrays, rest = _take(places, size * batch_size, rest, pieces)
             yield Load(arrays, size, end - start, end == num_batches)
 

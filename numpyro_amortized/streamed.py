@@ -81,14 +81,17 @@ class HostDataset(StreamedDataset):
         import joblib  # only those who simulate on the host wait for it
 
         # the backend that is configured here is not known to the thread
-        pieces = self._pieces(rng_key, schedule.batch_size, joblib.parallel.get_active_backend())
+        pieces = self._pieces(rng_key, schedule, joblib.parallel.get_active_backend())
         return prefetch(pieces, schedule, memory=self.memory, order=None)
 
-    def _pieces(self, rng_key: Array, batch_size: int, backend: tuple[Any, int]) -> Iterator[Rows]:
+    def _pieces(
+        self, rng_key: Array, schedule: Schedule, backend: tuple[Any, int]
+    ) -> Iterator[Rows]:
         from joblib import parallel_config
 
         with parallel_config(backend[0], n_jobs=backend[1]):
-            for index in count():
+            batch_size = schedule.batch_size
+            for index in count(schedule.rows_done // batch_size):
                 key = random.fold_in(rng_key, np.uint32(index))
                 yield host_rows(self.simulator.sample(key, batch_size, workers=self.workers))
 

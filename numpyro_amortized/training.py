@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import repeat
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import optax
 from jax import Array, lax, random
 from tqdm.auto import tqdm
 
+from numpyro_amortized.checkpoints import Checkpoints, Snapshot, changing, describe_run
 from numpyro_amortized.datasets import Batch, Dataset, finite_rows
 from numpyro_amortized.loads import Load, Schedule
 from numpyro_amortized.streamed import StreamedDataset
@@ -56,6 +58,16 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     best_params: Params
     best_loss: Array
+
+
+class Progress(NamedTuple):
+    """A run at the end of an epoch."""
+
+    state: TrainState
+    arrays: Any  # of the data set
+    rows: "list[Metrics]"  # of each epoch so far
+    seconds: list[float]
+    num_loads: int
 
 
 class Metrics(NamedTuple):
@@ -101,6 +113,8 @@ def train(
     batch_size: int,
     validation: Batch | None,
     progress_bar: bool,
+    checkpoint_dir: Path | None = None,
+    keep: Callable[[Params], None] | None = None,
 ) -> tuple[Params, History]:
     """Minimize the mean loss.
 
@@ -114,11 +128,16 @@ def train(
     :param batch_size: simulations of a step.
     :param validation: network inputs that decide which epoch's parameters are kept.
     :param progress_bar: whether to show one.
+    :param checkpoint_dir: where the run is kept, and gone on with where it was cut off.
+    :param keep: called with the best parameters so far where the user interrupts.
     :return: the parameters of the epoch with the least validation loss, and the history.
-    :raises ValueError: where most simulations of an epoch are not finite.
+    :raises ValueError: where most simulations of an epoch are not finite, or another run was kept
+        in ``checkpoint_dir``.
     :raises FloatingPointError: where most gradients of an epoch are not finite.
     """
+    schedule = Schedule(epochs, num_batches, batch_size)
     state, arrays = jax.jit(partial(_start, optimizer))(params, dataset.arrays)
+    progress = Progress(state, arrays, [], [], 0)
     run = partial(
         jax.jit(
             _run_load,
@@ -130,46 +149,108 @@ def train(
         optimizer=optimizer,
         validation=validation,
     )
-    rows: list[Metrics] = []
-    seconds: list[float] = []
-    schedule = Schedule(epochs, num_batches, batch_size)
-    with (
-        tqdm(total=epochs, disable=not progress_bar, unit="epoch") as bar,
-        _loads(rng_key, dataset, schedule) as loads,
-    ):
-        parts: list[Metrics] = []
-        start = time.perf_counter()
-        for index, load in enumerate(loads):
-            state, arrays, metrics = run(
-                state,
-                rng_key,
-                np.int32(index),
-                np.int32(load.num_steps),
-                load.ends_epoch,
-                arrays=arrays,
-                load=load.arrays,
-                size=(load.size, batch_size),
+    checkpoints = None
+    if checkpoint_dir is not None:
+        carried = _carried(dataset, progress)
+        about = describe_run(rng_key, params, carried, dataset, schedule, validation)
+        checkpoints = Checkpoints(checkpoint_dir, about)
+        progress = _resumed(dataset, progress, checkpoints.resume(carried))
+    schedule = schedule._replace(epochs_done=len(progress.rows))
+    learnt: list[Params] = []
+    try:
+        with (
+            tqdm(
+                total=epochs, initial=len(progress.rows), disable=not progress_bar, unit="epoch"
+            ) as bar,
+            _loads(rng_key, dataset, schedule) as loads,
+        ):
+            for progress in _epochs(run, rng_key, loads, progress, batch_size):  # noqa: B020
+                _check(progress.rows[-1], num_batches, batch_size)
+                _report(bar, progress.rows[-1], num_batches / progress.seconds[-1])
+                if checkpoints is not None:
+                    is_last = len(progress.rows) == epochs
+                    checkpoints.write(_snapshot(dataset, progress), is_last=is_last)
+                if keep is not None:  # a copy, since the next dispatch takes the state away
+                    learnt = [jax.tree.map(jnp.copy, progress.state.best_params)]
+    except KeyboardInterrupt as error:
+        if keep is not None and learnt:
+            keep(learnt[0])
+            error.add_note(
+                f"The best parameters of the first {len(progress.rows)} of {epochs} epochs are "
+                "kept, so the approximator can be used."
             )
-            # only now may the thread begin another load: two of them are held, not more
-            parts.append(jax.block_until_ready(metrics))
-            if not load.ends_epoch:
-                continue
-            rows.append(_total(parts))
-            seconds.append(time.perf_counter() - start)
-            _check(rows[-1], num_batches, batch_size)
-            _report(bar, rows[-1], num_batches / seconds[-1])
+        raise
+    return _result(progress.state, progress.rows, progress.seconds, (num_batches, batch_size))
+
+
+def _epochs(
+    run: Callable[..., tuple[TrainState, Any, Metrics]],
+    rng_key: Array,
+    loads: Iterator[Load],
+    progress: Progress,
+    batch_size: int,
+) -> Iterator[Progress]:
+    """The run after each further epoch."""
+    state, arrays, rows, seconds, done = progress
+    parts: list[Metrics] = []
+    start = time.perf_counter()
+    for index, load in enumerate(loads, start=done):
+        state, arrays, metrics = run(
+            state,
+            rng_key,
+            np.int32(index),
+            np.int32(load.num_steps),
+            load.ends_epoch,
+            arrays=arrays,
+            load=load.arrays,
+            size=(load.size, batch_size),
+        )
+        # only now may the thread begin another load: two of them are held, not more
+        parts.append(jax.block_until_ready(metrics))
+        if load.ends_epoch:
+            rows, seconds = [*rows, _total(parts)], [*seconds, time.perf_counter() - start]
+            yield Progress(state, arrays, rows, seconds, index + 1)
             parts, start = [], time.perf_counter()
-    return _result(state, rows, seconds, (num_batches, batch_size))
+
+
+def _carried(dataset: Dataset, progress: Progress) -> tuple[TrainState, list[Array]]:
+    """What changes in the loop."""
+    arrays = jax.tree.leaves(progress.arrays)
+    return progress.state, [arrays[place] for place in changing(dataset)]
+
+
+def _snapshot(dataset: Dataset, progress: Progress) -> Snapshot:
+    rows = tuple(np.stack(column) for column in zip(*progress.rows, strict=True))
+    seconds = np.array(progress.seconds)
+    return Snapshot(_carried(dataset, progress), rows, seconds, progress.num_loads)
+
+
+def _resumed(dataset: Dataset, progress: Progress, snapshot: Snapshot | None) -> Progress:
+    """The run where it was cut off, or as it is where there is no checkpoint."""
+    if snapshot is None:
+        return progress
+    state, changed = snapshot.carried
+    arrays, structure = jax.tree.flatten(progress.arrays)
+    for place, array in zip(changing(dataset), changed, strict=True):
+        arrays[place] = array
+    rows = [Metrics(*row) for row in zip(*snapshot.rows, strict=True)]
+    return Progress(
+        state,
+        jax.tree.unflatten(structure, arrays),
+        rows,
+        snapshot.seconds.tolist(),
+        snapshot.num_loads,
+    )
 
 
 def _loads(
     rng_key: Array, dataset: Dataset, schedule: Schedule
 ) -> AbstractContextManager[Iterator[Load]]:
     """What each dispatch works on: an epoch, unless the host feeds less at a time."""
-    if isinstance(dataset, StreamedDataset):
+    if isinstance(dataset, StreamedDataset) and schedule.epochs_done < schedule.epochs:
         return dataset.loads(random.fold_in(rng_key, np.uint32(2**32 - 1)), schedule)
-    num_batches = schedule.num_batches
-    return nullcontext(repeat(Load(None, num_batches, num_batches, True), schedule.epochs))
+    num_batches, epochs = schedule.num_batches, schedule.epochs - schedule.epochs_done
+    return nullcontext(repeat(Load(None, num_batches, num_batches, True), epochs))
 
 
 def _start(
@@ -179,8 +260,16 @@ def _start(
     best_loss = jnp.full((), jnp.inf, jnp.result_type(float))
     params = jax.tree.map(jnp.copy, params)
     best_params = jax.tree.map(jnp.copy, params)
-    state = TrainState(params, optimizer.init(params), best_params, best_loss)
+    opt_state = jax.tree.map(_strong, optimizer.init(params))
+    state = TrainState(params, opt_state, best_params, best_loss)
     return state, jax.tree.map(jnp.copy, arrays)
+
+
+def _strong(x: Array) -> Array:
+    """Without a weak type: it would be lost in a checkpoint, and the program would be another."""
+    dtype = jnp.result_type(x)
+    is_number = jnp.issubdtype(dtype, jnp.number)
+    return lax.convert_element_type(x, dtype) if is_number else jnp.asarray(x)
 
 
 def _run_load(

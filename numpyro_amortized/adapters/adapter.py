@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from os import PathLike
 from typing import TYPE_CHECKING, Any, final
 
 import jax
@@ -253,6 +254,22 @@ class Adapter(Chain):
         """
         ranks = self.ranks if self._shapes is None else _ranks(self._shapes)
         return _batched(self._log_det_jac, data, ranks)
+
+    def save(
+        self, path: str | PathLike[str], *, custom_objects: Mapping[str, Any] | None = None
+    ) -> None:
+        """Save the adapter in a directory, to be read by :func:`load`.
+
+        :param path: the directory; what was saved there before is replaced.
+        :param custom_objects: objects to be saved by a name, such as functions that have none.
+            They are passed again to be loaded, as are functions and classes of your own.
+        :raises TypeError: where a step could not be restored, naming it.
+        :raises FileExistsError: where there is something else at the path.
+        :raises OSError: where the path cannot be written; what is there stays as it is.
+        """
+        from numpyro_amortized.saving import save
+
+        save(self, path, custom_objects=custom_objects)
 
     def __str__(self) -> str:
         if not self.is_bound or self._binding is None:

@@ -5,6 +5,9 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sized
 from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,6 +84,16 @@ class Approximator(ABC):
 
     @property
     @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """What the constructor takes besides the source and the adapter, by name.
+
+        Together with the source, the adapter and the networks' variables, that is what is saved.
+        Values are networks as they were given, numbers, functions, approximators, and lists,
+        tuples and mappings of them.
+        """
+
+    @property
+    @abstractmethod
     def _needed_sites(self) -> tuple[str, ...]:
         """The sites that the networks see."""
 
@@ -100,6 +113,7 @@ class Approximator(ABC):
         optimizer: optax.GradientTransformation | None = None,
         rejuvenation: int | None = None,
         workers: int | None = None,
+        checkpoint_dir: str | PathLike[str] | None = None,
         progress_bar: bool = True,
     ) -> History:
         """Train the networks; called again, training goes on from there.
@@ -123,9 +137,17 @@ class Approximator(ABC):
             model's density is known. The moves need no simulations, and leave the bank's
             distribution as it is.
         :param workers: number of worker processes, where the simulator runs on the host.
+        :param checkpoint_dir: a directory for this run alone, in which it is kept at the ends of
+            epochs. Called again with the same arguments after a crash, ``fit`` goes on where it
+            was; the final parameters are those of an uninterrupted run, bit for bit. Optimizers
+            are compared by the structure of their state, simulations by their first values.
         :param progress_bar: whether to show one.
         :return: losses, counts and durations.
-        :raises ValueError: where an argument does not fit, or most simulations are not finite.
+        :raises ValueError: where an argument does not fit, most simulations are not finite, or the
+            run kept in ``checkpoint_dir`` is another one.
+        :raises OSError: where ``checkpoint_dir`` cannot be written.
+        :raises KeyboardInterrupt: where the user interrupts; the best parameters of the epochs so
+            far are then kept.
         :raises FloatingPointError: where most gradients are not finite.
         """
         init_key, split_key, validation_key, train_key = random.split(typed_key(rng_key), 4)
@@ -154,6 +176,10 @@ class Approximator(ABC):
                 batch = some_members(member_key, batch)
             return self._regularized_loss(nnx.merge(graphdef, params, *rest), rng_key, batch)
 
+        def install(params: nnx.State) -> None:
+            nnx.update(modules, params)
+            self._modules = modules  # only now: what failed to train must not be sampled from
+
         params, history = train(
             train_key,
             loss_fn,
@@ -165,9 +191,10 @@ class Approximator(ABC):
             batch_size=batch_size,
             validation=held_out(validation_key, self._recipe, kept, workers),
             progress_bar=progress_bar,
+            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
+            keep=install,
         )
-        nnx.update(modules, params)
-        self._modules = modules  # only now: what failed to train must not be sampled from
+        install(params)
         skipped = history.skipped_simulations + dropped
         return dataclasses.replace(history, skipped_simulations=skipped)
 
@@ -184,6 +211,38 @@ class Approximator(ABC):
         return tuple(
             name for name, site in self.sites.items() if name in row and site.role == "latent"
         )
+
+    def save(
+        self, path: str | PathLike[str], *, custom_objects: Mapping[str, Any] | None = None
+    ) -> None:
+        """Save everything but the model in a directory, to be read by :func:`load`.
+
+        It appears at once when it is complete; what was saved there before is then replaced. The
+        directory holds readable JSON, and arrays in Orbax's format.
+
+        :param path: the directory.
+        :param custom_objects: objects to be saved by a name, such as a network that was passed
+            ready-made or a function without a name of its own. Functions and classes of yours go
+            by their names. All of them are passed again to be loaded.
+        :raises TypeError: where something could not be restored, naming it.
+        :raises FileExistsError: where there is something else at the path.
+        :raises OSError: where the path cannot be written; what is there stays as it is.
+        """
+        from numpyro_amortized.saving import save
+
+        save(self, path, custom_objects=custom_objects)
+
+    @property
+    def modules(self) -> nnx.Dict | None:
+        """The trained networks by name, ``None`` before ``fit``."""
+        return self._modules
+
+    def restore(self, restored: Callable[[nnx.Dict], nnx.Dict]) -> None:
+        """Take over networks that were trained before.
+
+        :param restored: untrained networks to those.
+        """
+        self._modules = restored(nnx.Dict(self._build(nnx.Rngs(0))))
 
     @property
     def summary_network(self) -> NetworkSpec | None:

@@ -91,6 +91,15 @@ class ContinuousApproximator(Approximator):
         self._frozen: Any = None
 
     @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "inference_network": self._inference_spec,
+            "summary_network": self._given_summary,
+            "summary_regularizer": self._regularizer,
+            "regularizer_weight": self._regularizer_weight,
+        }
+
+    @property
     def inference_network(self) -> NetworkSpec:
         """The trained network; before ``fit``, what it is made from."""
         return self._inference_spec if self._modules is None else self._modules["inference_network"]

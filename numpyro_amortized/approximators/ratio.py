@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,15 @@ class RatioApproximator(Approximator):
         super().__init__(source, adapter=adapter, summary_network=summary_network)
         self.K, self.gamma = K, gamma
         self._inference_spec = inference_network
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "inference_network": self._inference_spec,
+            "summary_network": self._given_summary,
+            "K": self.K,
+            "gamma": self.gamma,
+        }
 
     @property
     def inference_network(self) -> NetworkSpec:
