@@ -6,7 +6,7 @@ from math import prod
 from typing import NamedTuple
 
 from numpyro_amortized.adapters.base import Draws
-from numpyro_amortized.adapters.exchangeability import find_sets, plate_axes
+from numpyro_amortized.adapters.exchangeability import ObservedSet, find_sets, plate_axes
 from numpyro_amortized.adapters.summarized import Structure, Summarized
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import Site
@@ -116,10 +116,25 @@ def _sets(
     for group in found:
         if others := [name for name in group.axes if name in overrides]:
             reasons |= dict.fromkeys(group.axes, f"its set has '{others[0]}', which you changed")
+        elif _is_rather_series(simulator, inferred, group):
+            reasons |= dict.fromkeys(group.axes, f"a set of {group.size}, of more steps")
         else:
             axes = {name: (axis,) for name, axis in group.axes.items()}
             groups.append(Summarized(Structure.SET, axes, (group.size,), group.reason))
     return groups, {n: r for n, r in reasons.items() if n not in overrides}
+
+
+def _is_rather_series(
+    simulator: ModelSimulator, inferred: Sequence[str], group: ObservedSet
+) -> bool:
+    """Whether its sites are series of more steps than the set has members.
+
+    What steps and further sites along them have to do with each other is then worth more.
+    """
+    sites = [simulator.sites[name] for name in group.axes]
+    series, _ = _find_series(simulator, inferred, sites)
+    long = [each for each in series if each.shape[0] > group.size]
+    return all(_is_in(site.name, long) for site in sites if site.role == "observed")
 
 
 def _as_said(simulator: ModelSimulator, overrides: Mapping[str, Said]) -> list[Summarized]:

@@ -15,6 +15,7 @@ import numpyro_amortized as npa
 from numpyro_amortized.adapters.summarized import Structure
 from tests import models
 
+pytestmark = pytest.mark.usefixtures("unoptimized_module")
 SET, SERIES, IMAGE = Structure
 
 
