@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models of observations whose likelihood is known, and NUTS on a model."""
 
-from functools import partial
-
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -93,8 +91,3 @@ def learned_race(approximator, choice, time):
         choice = numpyro.sample("choice", approximator.likelihood(latents), obs=choice)
         following = approximator.likelihood(latents | {"choice": choice})
         numpyro.sample("time", following, obs=time)
-
-
-def bound(model, approximator):
-    """The model with its approximator, under a name of its own for NumPyro."""
-    return partial(model, approximator)

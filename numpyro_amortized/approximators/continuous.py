@@ -114,6 +114,8 @@ class ContinuousApproximator(Approximator):
     ) -> dict[str, Array]:
         """Posterior draws of the latent sites, and the deterministic sites computed from them.
 
+        For a likelihood, draws of observations; the conditions are then latents and context.
+
         :param rng_key: a key.
         :param num_samples: draws for each data set.
         :param conditions: values of the observed sites, one data set or a leading axis of them.
@@ -152,6 +154,8 @@ class ContinuousApproximator(Approximator):
 
     def log_prob(self, data: Mapping[str, ArrayLike]) -> Array:
         """Log posterior density in the sites' own, constrained space.
+
+        For a likelihood, the log density of observations, which may take the axis of samples.
 
         :param data: values of the inferred latent sites and of the observed sites; latents may
             carry a further axis of samples after that of the data sets.

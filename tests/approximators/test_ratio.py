@@ -18,8 +18,8 @@ def test_negatives_are_those_of_other_simulations():
     assert all(len(set(row)) == 6 for row in rows[..., 0])
 
 
-@pytest.mark.parametrize("gamma, K", [(1.0, 5), (3.0, 1), (0.5, 3)])
-def test_loss_is_least_at_the_normalized_ratio(gamma, K):
+@pytest.mark.parametrize("gamma, K", [(1.0, 5), (3.0, 1)])
+def test_loss_is_least_at_the_normalized_ratio(gamma, K, unoptimized):
     """Exactly, by enumerating a binary parameter and a binary datum."""
     joint = np.array([[0.4, 0.1], [0.2, 0.3]])  # of theta, x
     prior, evidence = joint.sum(1), joint.sum(0)
@@ -34,8 +34,10 @@ def test_loss_is_least_at_the_normalized_ratio(gamma, K):
             total += jnp.sum(weights * losses)
         return total
 
-    slope = jax.grad(expected_loss)(truth)
+    slope, hessian = jax.jit(lambda r: (jax.grad(expected_loss)(r), jax.hessian(expected_loss)(r)))(
+        truth
+    )
     np.testing.assert_allclose(slope, 0, atol=1e-6)
-    hessian = jax.hessian(expected_loss)(truth).reshape(4, 4)
+    hessian = hessian.reshape(4, 4)
     # also the constant, which contrasts alone would leave free
     assert np.linalg.eigvalsh(hessian).min() > 1e-3

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import random
+from scipy.special import log_ndtr
 
 from numpyro_amortized.adapters.parts import Category, Count, Numbers
 from numpyro_amortized.networks import CouplingFlow, Discretized, Mixed
@@ -58,8 +59,9 @@ def test_context_broadcasts(unoptimized):
     network = mixed(Category(3), Numbers(1))
     x, contexts = jnp.array([[1.0, 0.2], [2.0, 0.1], [0.0, -1.0]]), jnp.ones((4, 1, 2))
     contexts *= jnp.arange(4)[:, None, None]
-    together = network.log_prob(x, contexts)
-    one_by_one = jnp.stack([network.log_prob(x, context) for context in contexts[:, 0]])
+    log_prob = jax.jit(network.log_prob)
+    together = log_prob(x, contexts)
+    one_by_one = jnp.stack([log_prob(x, context) for context in contexts[:, 0]])
     assert together.shape == (4, 3)
     np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-5)
 
@@ -67,24 +69,26 @@ def test_context_broadcasts(unoptimized):
 def test_log_mass_in_both_tails_and_its_gradient():
     low = jnp.array([-jnp.inf, -20.0, -0.5, 0.2, 12.0, 3.0])
     high = jnp.array([-1.0, -19.5, 0.5, jnp.inf, 12.5, jnp.inf])
-    # from scipy.stats.norm in double precision: log(sf(a) - sf(b)) in the nearer tail
-    from scipy.special import log_ndtr
-
+    # in double precision, in the nearer tail
     a, b = (np.asarray(x, np.float64) for x in (low, high))
     flip = a + b > 0
     a, b = np.where(flip, -b, a), np.where(flip, -a, b)
     expected = log_ndtr(b) + np.log1p(-np.exp(log_ndtr(a) - log_ndtr(b)))
     np.testing.assert_allclose(_log_mass(low, high), expected, rtol=1e-5, atol=1e-5)
-    slopes = jax.grad(lambda a, b: _log_mass(a, b).sum(), argnums=(0, 1))(low, high)
+    slopes = jax.jit(jax.grad(lambda a, b: _log_mass(a, b).sum(), argnums=(0, 1)))(low, high)
     assert all(bool(jnp.isfinite(slope).all()) for slope in slopes)
 
 
 def test_gradients_of_far_counts_are_finite(unoptimized):
     network = Discretized(COUNT, 2, flow=FLOW, rngs=nnx.Rngs(0))
     counts = jnp.array([[0.0], [3.0], [500.0], [100_000.0]])
-    values, slopes = jax.vmap(
-        lambda x: jax.value_and_grad(lambda c: network.log_prob(x, c))(CONTEXT)
-    )(counts)
+
+    @jax.jit
+    @jax.vmap
+    def both(x):
+        return jax.value_and_grad(lambda context: network.log_prob(x, context))(CONTEXT)
+
+    values, slopes = both(counts)
     assert jnp.isfinite(values).all() and jnp.isfinite(slopes).all()
 
 

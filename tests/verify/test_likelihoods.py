@@ -54,7 +54,7 @@ def test_ratio_of_a_normal():
     for size in SIZES:
         simulator = npa.ModelSimulator(observations.normal, np.zeros(size))
         approximator = npa.RatioApproximator(simulator)
-        approximator.fit(random.key(0), epochs=100, progress_bar=False)
+        approximator.fit(random.key(0), epochs=40, progress_bar=False)
         y = np.random.default_rng(size).normal(0.7, 1, size).astype(np.float32)
         mean, sd = models.normal_mean_posterior(y)
         draws = observations.nuts(partial(observations.ratio_normal, approximator), y)["mu"]
