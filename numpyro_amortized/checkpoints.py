@@ -95,7 +95,7 @@ class Checkpoints:
         if path.exists():  # damaged, or it would have been resumed from
             shutil.rmtree(path)
         write(path, Content(configuration, _arrays(snapshot)))
-        for other in self._found():
+        for other in self.path.iterdir():
             if other not in (path, self._last):
                 shutil.rmtree(other)
         self._last = path

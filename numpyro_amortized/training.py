@@ -156,7 +156,7 @@ def train(
         checkpoints = Checkpoints(checkpoint_dir, about)
         progress = _resumed(dataset, progress, checkpoints.resume(carried))
     schedule = schedule._replace(epochs_done=len(progress.rows))
-    learnt: list[Params] = []
+    learnt = _best(progress)
     try:
         with (
             tqdm(
@@ -165,16 +165,15 @@ def train(
             _loads(rng_key, dataset, schedule) as loads,
         ):
             for progress in _epochs(run, rng_key, loads, progress, batch_size):  # noqa: B020
+                learnt = _best(progress)
                 _check(progress.rows[-1], num_batches, batch_size)
                 _report(bar, progress.rows[-1], num_batches / progress.seconds[-1])
                 if checkpoints is not None:
                     is_last = len(progress.rows) == epochs
                     checkpoints.write(_snapshot(dataset, progress), is_last=is_last)
-                if keep is not None:  # a copy, since the next dispatch takes the state away
-                    learnt = [jax.tree.map(jnp.copy, progress.state.best_params)]
     except KeyboardInterrupt as error:
-        if keep is not None and learnt:
-            keep(learnt[0])
+        if keep is not None and learnt is not None:
+            keep(learnt)
             error.add_note(
                 f"The best parameters of the first {len(progress.rows)} of {epochs} epochs are "
                 "kept, so the approximator can be used."
@@ -211,6 +210,11 @@ def _epochs(
             rows, seconds = [*rows, _total(parts)], [*seconds, time.perf_counter() - start]
             yield Progress(state, arrays, rows, seconds, index + 1)
             parts, start = [], time.perf_counter()
+
+
+def _best(progress: Progress) -> Params | None:
+    """The best parameters so far, copied, since the next dispatch takes the state away."""
+    return jax.tree.map(jnp.copy, progress.state.best_params) if progress.rows else None
 
 
 def _carried(dataset: Dataset, progress: Progress) -> tuple[TrainState, list[Array]]:
