@@ -19,7 +19,7 @@ def labelled(
     values: Mapping[str, ArrayLike],
     leading: Sequence[str],
     dims: Dims | None = None,
-    coords: Mapping[str, ArrayLike | Sequence[str]] | None = None,
+    coords: Mapping[str, ArrayLike | Sequence[str] | Sequence[float]] | None = None,
     attrs: Mapping[str, float] | None = None,
 ) -> "xarray.Dataset":
     """A data set of arrays.

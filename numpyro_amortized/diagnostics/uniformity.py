@@ -18,8 +18,8 @@ def uniformity_test(pit: "xarray.Dataset") -> "xarray.Dataset":
     Two Kolmogorov-Smirnov tests, exact at any number of values: of the values, sensitive to draws
     that are off to one side, and of their distance to one half, sensitive to draws that are too
     narrow or too wide. The smaller of both is doubled, and corrected for the number of quantities
-    and of their elements by Holm's method [1]: if all are uniform, the probability that *any* corrected
-    p-value is below .01 is at most .01.
+    and of their elements by Holm's method [1]: if all are uniform, the probability that *any*
+    corrected p-value is below .01 is at most .01.
 
     :param pit: values with the dimensions ``chain`` and ``draw``, such as the group ``prior_sbc``
         of :func:`simulation_based_calibration`.
