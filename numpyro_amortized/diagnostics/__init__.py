@@ -19,13 +19,27 @@ from numpyro_amortized.diagnostics.misspecification import (
     summaries,
     summary_mmd,
 )
+from numpyro_amortized.diagnostics.page import Check, Picture
+from numpyro_amortized.diagnostics.plots import (
+    loss,
+    plot_calibration,
+    plot_classifier_calibration,
+    plot_contraction,
+    plot_coverage,
+    plot_misspecification,
+    plot_recovery,
+)
 from numpyro_amortized.diagnostics.recovery import contraction, recovery
+from numpyro_amortized.diagnostics.report import Report, report
 from numpyro_amortized.diagnostics.simulated import PosteriorDraws, posterior_draws
 from numpyro_amortized.diagnostics.two_sample import c2st, mmd
 from numpyro_amortized.diagnostics.uniformity import holm, uniformity_test
 
 __all__ = [
+    "Check",
+    "Picture",
     "PosteriorDraws",
+    "Report",
     "bayes_factors",
     "c2st",
     "central_interval",
@@ -35,12 +49,20 @@ __all__ = [
     "coverage",
     "highest_density_interval",
     "holm",
+    "loss",
     "mahalanobis",
     "misspecification",
     "mmd",
     "pit_values",
+    "plot_calibration",
+    "plot_classifier_calibration",
+    "plot_contraction",
+    "plot_coverage",
+    "plot_misspecification",
+    "plot_recovery",
     "posterior_draws",
     "recovery",
+    "report",
     "simulation_based_calibration",
     "summaries",
     "summary_mmd",

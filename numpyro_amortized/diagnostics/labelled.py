@@ -42,7 +42,8 @@ def labelled(
         for name, array in arrays.items()
         for dim, size in zip([*leading, *names[name]], array.shape, strict=True)
     }
-    axes = {dim: np.arange(size) for dim, size in sizes.items()} | dict(coords or {})
+    axes = {dim: np.arange(size) for dim, size in sizes.items()}
+    axes |= {dim: np.asarray(values) for dim, values in (coords or {}).items()}
     variables = {name: ([*leading, *names[name]], array) for name, array in arrays.items()}
     return xarray.Dataset(variables, coords=axes, attrs=dict(attrs or {}))
 

@@ -25,6 +25,12 @@ def test_coverage_by_hand():
     assert shares.dims == ("level",) and shares.values.tolist() == [0.25, 0.75]
 
 
+def test_levels_are_those_of_a_plot_by_default(right):
+    shares = coverage(right.truth, right.draws, dims=right.dims)
+    np.testing.assert_allclose(shares["level"], np.arange(1, 20) / 20)
+    assert shares["mu"].dims == ("level",)
+
+
 def test_central_interval_contains_a_further_draw_with_its_probability():
     x = np.random.default_rng(0).exponential(size=(20_000, 20))
     lower, upper = central_interval(x[:, :19], 0.8)
