@@ -81,7 +81,13 @@ def plot_calibration(
     num_tests = 2 * sum(group[name][0, 0].size for name in group)
     width = float(stats.kstwo.isf(ALPHA / num_tests, num_values))
     shown: Any = {"p_value_text": False, "suspicious_points": False}
-    collection = plot_ecdf_pit(pit, coverage=coverage, visuals=shown, backend=backend)
+    collection = plot_ecdf_pit(
+        pit,
+        coverage=coverage,
+        visuals=shown,
+        backend=backend,
+        figure_kwargs=_size(group, {"chain", "draw"}),
+    )
     test = "spread" if coverage else "location"
     p_values = uniformity_test(group)
     band = {"x": np.array([0.0, 1]), "y_bottom": -width, "y_top": width, "alpha": 0.1}
@@ -246,22 +252,22 @@ def _panels(
     from arviz_plots import PlotCollection
 
     within: set[Hashable] = {*drawn, *(over or [])}
-    number = sum(ds[name].isel(dict.fromkeys(within & {*ds[name].dims}, 0)).size for name in ds)
-    columns = min(number, _COLUMNS)
-    size = (max(3.2 * columns, 5.0), 3.0 * -(-number // columns) + 0.5)
     return PlotCollection.wrap(
         ds,
         cols=["__variable__", *(dim for dim in ds.dims if dim not in within)],
         col_wrap=_COLUMNS,
         aes=aes or {},
         backend=backend or rcParams["plot.backend"],
-        figure_kwargs={
-            "sharex": share,
-            "sharey": share,
-            "figsize": size,
-            "figsize_units": "inches",
-        },
+        figure_kwargs={"sharex": share, "sharey": share, **_size(ds, within)},
     )
+
+
+def _size(ds: "xarray.Dataset", within: set[Hashable]) -> dict[str, Any]:
+    """That of a figure with a panel for every element, but for dimensions within a panel."""
+    number = sum(ds[name].isel(dict.fromkeys(within & {*ds[name].dims}, 0)).size for name in ds)
+    columns = min(number, _COLUMNS)
+    inches = (max(3.2 * columns, 5.0), 3.0 * -(-number // columns) + 0.5)
+    return {"figsize": inches, "figsize_units": "inches"}
 
 
 def _axes(

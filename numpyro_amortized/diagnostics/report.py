@@ -145,7 +145,7 @@ def _calibration(tree: "xarray.DataTree") -> Check:
     numbers = f"{pit.sizes['draw']} data sets, {pit.attrs['num_samples']} draws of each"
     least = _least(p_values)
     verdict = (
-        f"{_listed(faults)} ({numbers})."
+        f"Wrong: {_listed(faults)} ({numbers})."
         if faults
         else f"Ranks of {_listed(list(pit))} are uniform; the least corrected p-value is "
         f"{least:.2g} ({numbers})."
@@ -157,7 +157,8 @@ def _calibration(tree: "xarray.DataTree") -> Check:
         False: "The distribution of ranks minus a uniform one, with the band of the test. A line "
         "below zero: draws are below the true values. The p-values are not corrected.",
         True: "The share of central intervals that contain the true value, minus their "
-        "probability, with the band of the test. Below zero: the draws are too narrow.",
+        "probability, with the band of the test. Below zero: the draws are too narrow. The "
+        "p-values are not corrected.",
     }
     pictures = tuple(
         picture(plots.plot_calibration(shown, coverage=folded, backend="matplotlib"), caption)

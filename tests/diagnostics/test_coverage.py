@@ -14,6 +14,8 @@ from numpyro_amortized.diagnostics import (
     uniformity_test,
 )
 
+pytestmark = pytest.mark.usefixtures("unoptimized_module")
+
 LEVELS = [0.5, 0.9]
 
 

@@ -8,6 +8,8 @@ from scipy import stats
 
 from numpyro_amortized.diagnostics import mahalanobis, misspecification, summaries, summary_mmd
 
+pytestmark = pytest.mark.usefixtures("unoptimized_module")
+
 RNG = np.random.default_rng(0)
 MIX = np.array([[2.0, 0, 0], [1, 0.1, 0], [0, 5, 100]])
 REFERENCE = RNG.normal(size=(20_000, 3)) @ MIX
@@ -42,9 +44,8 @@ def test_summary_mmd_by_hand():
     assert float(result["p_value"]) == 0.25
 
 
-@pytest.mark.parametrize("num_datasets", [1, 20])
-def test_summary_mmd_tells_distributions_apart(num_datasets):
-    reference, usual = RNG.normal(size=(600, 2)), RNG.normal(size=(num_datasets, 2))
+def test_summary_mmd_tells_distributions_apart():
+    reference, usual = RNG.normal(size=(600, 2)), RNG.normal(size=(20, 2))
     assert summary_mmd(random.key(0), reference, usual)["p_value"] > 0.01
     np.testing.assert_allclose(summary_mmd(random.key(0), reference, usual + 6)["p_value"], 1 / 501)
 

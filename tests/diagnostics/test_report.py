@@ -80,11 +80,14 @@ def test_a_browser_shows_every_picture(written, tmp_path):
 
 
 def test_verdicts_of_a_narrow_posterior(tmp_path, capsys):
-    result = report(random.key(1), NormalMean(scale=0.7), path=tmp_path / "report.html")
+    path = tmp_path / "report.html"
+    result = report(
+        random.key(1), NormalMean(scale=0.7), path=path, num_datasets=300, num_samples=400
+    )
     calibration, intervals, balls = result.checks[:3]
     assert not calibration.passed and "draws of mu are too narrow" in calibration.verdict
     assert not intervals.passed and not balls.passed
-    assert "Failed: Simulation-based calibration" in result.path.read_text()
+    assert "Failed: Simulation-based calibration" in path.read_text()
     assert "100%" in capsys.readouterr().err  # the progress bar
 
 

@@ -9,6 +9,8 @@ from jax import random
 
 from numpyro_amortized.diagnostics import c2st, mmd
 
+pytestmark = pytest.mark.usefixtures("unoptimized_module")
+
 RNG = np.random.default_rng(0)
 NORMAL, OTHER = RNG.normal(size=(2, 200, 2))
 
@@ -32,6 +34,7 @@ def test_mmd_tells_distributions_apart():
     assert float(wider["p_value"]) == pytest.approx(1 / 501)
 
 
+@pytest.mark.verify
 def test_p_values_of_mmd_are_uniform():
     """At the level of 10 %, in 100 tests: three standard errors of .03."""
     draws = RNG.normal(size=(100, 2, 30, 1))
