@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Amortized Bayesian inference for NumPyro models."""
 
-from numpyro_amortized import networks
+from numpyro_amortized import diagnostics, networks
 from numpyro_amortized.adapters.adapter import Adapter
 from numpyro_amortized.adapters.augmentations import (
     Noise,
@@ -56,6 +56,7 @@ __all__ = [
     "Site",
     "amortize",
     "augment",
+    "diagnostics",
     "importance_sample",
     "load",
     "make_simulator",
