@@ -11,6 +11,7 @@ from numpyro_amortized.adapters.augmentations import (
 )
 from numpyro_amortized.approximators.amortize import amortize
 from numpyro_amortized.approximators.continuous import ContinuousApproximator
+from numpyro_amortized.approximators.model_comparison import ModelComparisonApproximator
 from numpyro_amortized.augmented import AugmentedDataset
 from numpyro_amortized.datasets import OfflineDataset, OnlineDataset
 from numpyro_amortized.disk import DiskDataset
@@ -39,6 +40,7 @@ __all__ = [
     "HostDataset",
     "ImportanceResult",
     "LambdaSimulator",
+    "ModelComparisonApproximator",
     "ModelComparisonSimulator",
     "ModelSimulator",
     "Noise",

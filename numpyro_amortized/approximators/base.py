@@ -5,6 +5,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sized
 from functools import cached_property
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -49,6 +50,8 @@ class Approximator(ABC):
     :raises ValueError: where there is no adapter and no model to derive it from.
     """
 
+    _target: ClassVar[str] = "inference_variables"  # the network input that is learned
+
     def __init__(
         self,
         source: Source | Callable[[], object],
@@ -62,7 +65,7 @@ class Approximator(ABC):
         if adapter is None:
             adapter = _default_adapter(self.source)
         self.adapter = bound_adapter(self.source, adapter)
-        self.sites = source_sites(self.source, self.adapter)
+        self.sites = source_sites(self.source, self.adapter, self._target)
         self._given_summary = summary_network
         self._regularizer = summary_regularizer
         self._regularizer_weight = regularizer_weight
