@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Amortized Bayesian inference for NumPyro models."""
 
-from numpyro_amortized import networks
+from numpyro_amortized import networks, scoring_rules
 from numpyro_amortized.adapters.adapter import Adapter
 from numpyro_amortized.adapters.augmentations import (
     Noise,
@@ -56,5 +56,6 @@ __all__ = [
     "importance_sample",
     "make_simulator",
     "networks",
+    "scoring_rules",
     "split_branches",
 ]
