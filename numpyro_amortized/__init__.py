@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Amortized Bayesian inference for NumPyro models."""
 
-from numpyro_amortized import diagnostics, networks
+from numpyro_amortized import diagnostics, networks, scoring_rules
 from numpyro_amortized.adapters.adapter import Adapter
 from numpyro_amortized.adapters.augmentations import (
     Noise,
@@ -11,6 +11,7 @@ from numpyro_amortized.adapters.augmentations import (
 )
 from numpyro_amortized.approximators.amortize import amortize
 from numpyro_amortized.approximators.continuous import ContinuousApproximator
+from numpyro_amortized.approximators.model_comparison import ModelComparisonApproximator
 from numpyro_amortized.approximators.ratio import RatioApproximator
 from numpyro_amortized.augmented import AugmentedDataset
 from numpyro_amortized.datasets import OfflineDataset, OnlineDataset
@@ -42,6 +43,7 @@ __all__ = [
     "HostDataset",
     "ImportanceResult",
     "LambdaSimulator",
+    "ModelComparisonApproximator",
     "ModelComparisonSimulator",
     "ModelSimulator",
     "NeuralLikelihood",
@@ -61,5 +63,6 @@ __all__ = [
     "load",
     "make_simulator",
     "networks",
+    "scoring_rules",
     "split_branches",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sized
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -57,6 +57,8 @@ class Approximator(ABC):
     :raises ValueError: where there is no adapter and no model to derive it from.
     """
 
+    _target: ClassVar[str] = "inference_variables"  # the network input that is learned
+
     def __init__(
         self,
         source: Source | Callable[[], object],
@@ -70,7 +72,7 @@ class Approximator(ABC):
         if adapter is None:
             adapter = _default_adapter(self.source)
         self.adapter = bound_adapter(self.source, adapter)
-        self.sites = source_sites(self.source, self.adapter)
+        self.sites = source_sites(self.source, self.adapter, self._target)
         self._given_summary = summary_network
         self._regularizer = summary_regularizer
         self._regularizer_weight = regularizer_weight

@@ -53,26 +53,28 @@ def bound_adapter(source: Source, adapter: Adapter) -> Adapter:
     return adapter.bind({n: jnp.asarray(x) for n, x in draws(_NUM_DRAWS).items()})
 
 
-def source_sites(source: Source, adapter: Adapter) -> Mapping[str, Site]:
+def source_sites(
+    source: Source, adapter: Adapter, target: str = "inference_variables"
+) -> Mapping[str, Site]:
     """
     The sites of a source. Without a model, and for a likelihood, the adapter tells their roles:
-    what comes back from ``inference_variables`` is latent, what goes into the conditions is
-    observed.
+    what comes back from the target is latent, what goes into the conditions is observed.
 
     :param source: a simulator or data set.
     :param adapter: its values to network inputs, bound.
-    :raises ValueError: where the adapter makes no ``inference_variables``.
+    :param target: name of the network input that is learned.
+    :raises ValueError: where the adapter makes no such input.
     """
     if isinstance(source, ModelSimulator) and adapter.observations is None:
         return source.sites
     shapes = adapter.shapes
     row = jax.eval_shape(adapter.forward, shapes)
-    if "inference_variables" not in row:
+    if target not in row:
         raise ValueError(
-            "adapter: expected `inference_variables` among its outputs, got "
-            f"{list(row)}. Name them: adapter.concatenate([...], into='inference_variables')."
+            f"adapter: expected `{target}` among its outputs, got {list(row)}. Name them: "
+            f"adapter.concatenate([...], into='{target}')."
         )
-    variables = {"inference_variables": row["inference_variables"]}
+    variables = {target: row[target]}
     latent = jax.eval_shape(adapter.inverse, variables)
     observed = _used(adapter, shapes)
     roles = {name: "latent" if name in latent else "deterministic" for name in shapes}
