@@ -2,6 +2,7 @@
 """Gated recurrent units."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, final
 
 import jax
@@ -96,12 +97,9 @@ class GRU(nnx.Module):
             raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}.")
         self.summary_size = summary_size
         self.activation = activation
-        self.stem: ConvolutionLayer | None = None
-        if kernel_size > 1:
-            self.stem = ConvolutionLayer(
-                size, width // 2, kernel_size=kernel_size, num_spatial_dims=1, rngs=rngs
-            )
-            size = width // 2
+        stem = partial(ConvolutionLayer, kernel_size=kernel_size, num_spatial_dims=1, rngs=rngs)
+        self.stem = stem(size, width // 2) if kernel_size > 1 else None
+        size = width // 2 if kernel_size > 1 else size
         self.num_directions = 1 + bidirectional
         self.layers = stack([GRULayer(size, width, rngs=rngs) for _ in range(self.num_directions)])
         self.summarize = MLP(

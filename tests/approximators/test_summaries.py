@@ -89,7 +89,7 @@ def test_networks_for_some_of_the_sites(unoptimized):
     assert one.summary_network is networks.Convolution
 
 
-def test_one_network_of_all_sites():
+def test_one_network_of_all_sites(unoptimized):
     class Means(nnx.Module):
         """Of each site."""
 
@@ -100,7 +100,7 @@ def test_one_network_of_all_sites():
             return jnp.stack([x[name].mean(axes[name]) for name in sorted(x)], axis=-1)
 
     approximator = approximator_of("three", summary_network=Means())
-    approximator.fit(random.key(0), epochs=1, num_batches=2, progress_bar=False)
+    approximator.fit(random.key(0), epochs=1, num_batches=2, validation=0, progress_bar=False)
     assert "summary network: Means, as you said" in str(approximator)
     assert approximator.log_prob(_row(approximator)).shape == ()
 
@@ -155,6 +155,7 @@ def test_every_site_is_seen(three):
         assert abs(base.log_prob(value) - moved.log_prob(value)) > 1e-3, name
 
 
+@pytest.mark.verify
 def test_regularized_summaries_are_normal():
     def spread(**options):
         network = SMALL["survey"]
