@@ -32,15 +32,15 @@ BROWSER = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
-def written(normal_mean, tmp_path_factory):
-    """Of a good approximator, with a data set that is unlike all simulations."""
+def written(tmp_path_factory):
+    """Of an exact posterior, with a data set that is unlike all simulations."""
     y = np.stack([np.linspace(-1, 1, 10), np.linspace(29, 31, 10)])
     path = tmp_path_factory.mktemp("report") / "report.html"
     options = {"num_datasets": 300, "num_samples": 400, "progress_bar": False}
-    return report(random.key(1), normal_mean, {"y": y}, path=path, history=HISTORY, **options)
+    return report(random.key(1), NormalMean(), {"y": y}, path=path, history=HISTORY, **options)
 
 
-def test_verdicts_of_a_good_approximator(written):
+def test_verdicts_of_the_exact_posterior(written):
     outcomes = {check.title: check.passed for check in written.checks}
     assert outcomes == {
         "Simulation-based calibration": True,
