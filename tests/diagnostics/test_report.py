@@ -58,9 +58,9 @@ def test_verdicts_of_the_exact_posterior(written):
 def test_the_page_has_every_picture_and_no_address(written):
     text = written.path.read_text()
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
-    assert len(pictures) == sum(len(check.pictures) for check in written.checks) == 8
+    assert len(pictures) == sum(len(check.pictures) for check in written.checks) == 9
     assert all(base64.b64decode(data).startswith(b"\x89PNG") for data in pictures)
-    assert "http" not in text and text.count("src=") == 8 and "<link" not in text
+    assert "http" not in text and text.count("src=") == 9 and "<link" not in text
     for check in written.checks:
         assert check.verdict in text
 
@@ -76,7 +76,7 @@ def test_a_browser_shows_every_picture(written, tmp_path):
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     options = {"capture_output": True, "text": True, "timeout": 60, "check": True}
     shown = subprocess.run([*command, f"--user-data-dir={tmp_path}", path.as_uri()], **options)
-    assert "<title>8 loaded</title>" in shown.stdout
+    assert "<title>9 loaded</title>" in shown.stdout
 
 
 def test_verdicts_of_a_narrow_posterior(tmp_path, capsys):
