@@ -101,9 +101,15 @@ def tarp_check(rng_key: Array, drawn: PosteriorDraws) -> Check:
         + ("as often as they should" if passed else "too often or too rarely")
         + f", p = {least:.2g}: the joint posterior of all latents."
     )
-    shown = plots.plot_calibration(pit, backend="matplotlib")
-    caption = "Expected coverage of balls minus their probability, with the band of the test."
-    return Check("TARP", passed, verdict, (picture(shown, caption),))
+    captions = {
+        False: "Expected coverage of balls minus their probability, with the band of the test.",
+        True: "The same, folded at one half: the second part of the test.",
+    }
+    pictures = tuple(
+        picture(plots.plot_calibration(pit, coverage=folded, backend="matplotlib"), caption)
+        for folded, caption in captions.items()
+    )
+    return Check("TARP", passed, verdict, pictures)
 
 
 def recovery_check(drawn: PosteriorDraws) -> Check:

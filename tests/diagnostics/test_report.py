@@ -32,15 +32,15 @@ BROWSER = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
-def written(normal_mean, tmp_path_factory):
-    """Of a good approximator, with a data set that is unlike all simulations."""
+def written(tmp_path_factory):
+    """Of an exact posterior, with a data set that is unlike all simulations."""
     y = np.stack([np.linspace(-1, 1, 10), np.linspace(29, 31, 10)])
     path = tmp_path_factory.mktemp("report") / "report.html"
     options = {"num_datasets": 300, "num_samples": 400, "progress_bar": False}
-    return report(random.key(1), normal_mean, {"y": y}, path=path, history=HISTORY, **options)
+    return report(random.key(1), NormalMean(), {"y": y}, path=path, history=HISTORY, **options)
 
 
-def test_verdicts_of_a_good_approximator(written):
+def test_verdicts_of_the_exact_posterior(written):
     outcomes = {check.title: check.passed for check in written.checks}
     assert outcomes == {
         "Simulation-based calibration": True,
@@ -58,9 +58,9 @@ def test_verdicts_of_a_good_approximator(written):
 def test_the_page_has_every_picture_and_no_address(written):
     text = written.path.read_text()
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
-    assert len(pictures) == sum(len(check.pictures) for check in written.checks) == 8
+    assert len(pictures) == sum(len(check.pictures) for check in written.checks) == 9
     assert all(base64.b64decode(data).startswith(b"\x89PNG") for data in pictures)
-    assert "http" not in text and text.count("src=") == 8 and "<link" not in text
+    assert "http" not in text and text.count("src=") == 9 and "<link" not in text
     for check in written.checks:
         assert check.verdict in text
 
@@ -76,7 +76,7 @@ def test_a_browser_shows_every_picture(written, tmp_path):
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     options = {"capture_output": True, "text": True, "timeout": 60, "check": True}
     shown = subprocess.run([*command, f"--user-data-dir={tmp_path}", path.as_uri()], **options)
-    assert "<title>8 loaded</title>" in shown.stdout
+    assert "<title>9 loaded</title>" in shown.stdout
 
 
 def test_verdicts_of_a_narrow_posterior(tmp_path, capsys):
