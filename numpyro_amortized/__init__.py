@@ -12,6 +12,7 @@ from numpyro_amortized.adapters.augmentations import (
 from numpyro_amortized.approximators.amortize import amortize
 from numpyro_amortized.approximators.continuous import ContinuousApproximator
 from numpyro_amortized.approximators.model_comparison import ModelComparisonApproximator
+from numpyro_amortized.approximators.scoring_rule import ScoringRuleApproximator
 from numpyro_amortized.augmented import AugmentedDataset
 from numpyro_amortized.datasets import OfflineDataset, OnlineDataset
 from numpyro_amortized.disk import DiskDataset
@@ -48,6 +49,7 @@ __all__ = [
     "OnlineDataset",
     "RandomMissing",
     "RandomSubsample",
+    "ScoringRuleApproximator",
     "SequentialSimulator",
     "Simulator",
     "Site",

@@ -72,6 +72,7 @@ class Approximator(ABC):
         if summary_regularizer is not None:
             _check_regularizer(regularizer_weight, self._row)
         self._modules: nnx.Dict | None = None
+        self._kept: tuple[str, ...] = ()  # sites that the loss sees as they are
 
     @abstractmethod
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
@@ -219,7 +220,7 @@ class Approximator(ABC):
 
     @property
     def _recipe(self) -> Recipe:
-        return Recipe(self.source, self.adapter, self.sites, self._needed_sites)
+        return Recipe(self.source, self.adapter, self.sites, self._needed_sites, self._kept)
 
     def _trained(self) -> nnx.Dict:
         if self._modules is None:

@@ -2,7 +2,7 @@
 """From simulations to network inputs for training and validation."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import Array
@@ -38,6 +38,12 @@ class Recipe(NamedTuple):
     adapter: Adapter
     sites: Mapping[str, Site]
     needed: Sequence[str]  # sites that the networks see
+    kept: Sequence[str] = ()  # sites that the loss sees as they are
+
+    def forward(self, data: Batch) -> Batch:
+        """Network inputs, and the sites kept as ``site_values``."""
+        inputs: dict[str, Any] = self.adapter.forward(data)
+        return inputs | ({"site_values": {n: data[n] for n in self.kept}} if self.kept else {})
 
     def checked(self, bank: Bank, argument: str) -> OfflineDataset:
         """A bank of the sites that the networks see, and of others that the model has.
@@ -83,7 +89,7 @@ def training_inputs(
             dataset, rest = dataset.split(split_key, validation or _share(len(dataset)))
             validation = rest.arrays
     if not isinstance(dataset, OfflineDataset):
-        return dataset.map(recipe.adapter.forward), validation, 0
+        return dataset.map(recipe.forward), validation, 0
     whole = recipe.checked(dataset.arrays, "dataset")
     finite = whole.finite(ignore=recipe.adapter.may_be_missing)
     dropped = len(whole) - len(finite)
@@ -98,7 +104,7 @@ def training_inputs(
         finite, rest = finite.split(split_key, validation)
         validation = rest.arrays
     moved = _rejuvenated(recipe, finite, num_moves)
-    return moved.map(recipe.adapter.forward), validation, dropped
+    return moved.map(recipe.forward), validation, dropped
 
 
 def _share(num_simulations: int) -> int:
@@ -117,7 +123,7 @@ def held_out(
         number = validation or _ONLINE_VALIDATION
         validation = recipe.source.sample(rng_key, number, workers=workers)
     checked = recipe.checked(validation, "validation")
-    return checked.map(recipe.adapter.forward).finite().arrays
+    return checked.map(recipe.forward).finite().arrays
 
 
 def _resolved(recipe: Recipe, dataset: Bank | Dataset | None, workers: int | None) -> Dataset:
