@@ -13,6 +13,7 @@ from numpyro_amortized.approximators.amortize import amortize
 from numpyro_amortized.approximators.continuous import ContinuousApproximator
 from numpyro_amortized.approximators.model_comparison import ModelComparisonApproximator
 from numpyro_amortized.approximators.ratio import RatioApproximator
+from numpyro_amortized.approximators.scoring_rule import ScoringRuleApproximator
 from numpyro_amortized.augmented import AugmentedDataset
 from numpyro_amortized.datasets import OfflineDataset, OnlineDataset
 from numpyro_amortized.disk import DiskDataset
@@ -53,6 +54,7 @@ __all__ = [
     "RandomMissing",
     "RandomSubsample",
     "RatioApproximator",
+    "ScoringRuleApproximator",
     "SequentialSimulator",
     "Simulator",
     "Site",

@@ -79,6 +79,7 @@ class Approximator(ABC):
         if summary_regularizer is not None:
             _check_regularizer(regularizer_weight, self._row)
         self._modules: nnx.Dict | None = None
+        self._kept: tuple[str, ...] = ()  # sites that the loss sees as they are
 
     @abstractmethod
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
@@ -300,7 +301,7 @@ class Approximator(ABC):
     @property
     def _recipe(self) -> Recipe:
         sites = self.source.sites if isinstance(self.source, ModelSimulator) else self.sites
-        return Recipe(self.source, self.adapter, sites, self._needed_sites)
+        return Recipe(self.source, self.adapter, sites, self._needed_sites, self._kept)
 
     def _trained(self) -> nnx.Dict:
         if self._modules is None:

@@ -40,12 +40,19 @@ class Recipe(NamedTuple):
     adapter: Adapter
     sites: Mapping[str, Site]
     needed: Sequence[str]  # sites that the networks see
+    kept: Sequence[str] = ()  # sites that the loss sees as they are
 
     def forward(self, values: Batch) -> Batch:
-        """Network inputs of one simulation; one row for each member where there are any."""
+        """Network inputs of one simulation; one row for each member where there are any.
+
+        The sites kept are beside them as ``site_values``.
+        """
         observations = self.adapter.observations
         if observations is None or not observations.axes:
-            return self.adapter.forward(values)
+            kept: dict[str, Any] = (
+                {"site_values": {n: values[n] for n in self.kept}} if self.kept else {}
+            )
+            return {**self.adapter.forward(values), **kept}
         values = {name: values[name] for name in self.needed}
         axes = {name: observations.axes.get(name) for name in self.needed}
         return jax.vmap(self.adapter.forward, in_axes=(axes,))(values)

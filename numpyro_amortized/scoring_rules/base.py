@@ -5,7 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from math import prod
 
+import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 __all__ = ["Estimates", "Heads", "ParametricRule", "ScoringRule", "with_shape"]
 
@@ -49,6 +51,26 @@ class ScoringRule(ABC):
         :param variables: what came true, shape ``(*batch, size)``.
         :return: shape ``(*batch,)``.
         """
+
+    def moved(
+        self, estimates: Estimates, mean: ArrayLike, scale: ArrayLike, shape: tuple[int, ...]
+    ) -> dict[str, Array]:
+        """Estimates of ``mean + scale * variable``, in the shape of a site.
+
+        :param estimates: of standardized variables, each of shape ``(*batch, *shape)``.
+        :param mean: shape ``(size,)``.
+        :param scale: shape ``(size,)``, positive.
+        :param shape: of the site.
+        """
+
+        def one(name: str, x: Array) -> Array:
+            if name == "scale_tril":
+                return jnp.asarray(scale)[:, None] * x
+            if name in ("log_weights", "probs"):
+                return x
+            return with_shape(jnp.asarray(mean) + jnp.asarray(scale) * x, shape)
+
+        return {name: one(name, x) for name, x in estimates.items()}
 
     def num_outputs(self, size: int) -> int:
         """How many real numbers :meth:`estimates` takes."""
