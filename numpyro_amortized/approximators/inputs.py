@@ -2,7 +2,7 @@
 """From simulations to network inputs for training and validation."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
