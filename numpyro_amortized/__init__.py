@@ -15,6 +15,7 @@ from numpyro_amortized.augmented import AugmentedDataset
 from numpyro_amortized.datasets import OfflineDataset, OnlineDataset
 from numpyro_amortized.disk import DiskDataset
 from numpyro_amortized.distributions import AmortizedPosterior
+from numpyro_amortized.guide import AmortizedGuide
 from numpyro_amortized.importance import ImportanceResult, importance_sample
 from numpyro_amortized.simulators.base import Simulator
 from numpyro_amortized.simulators.branches import Branches, split_branches
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
+    "AmortizedGuide",
     "AmortizedPosterior",
     "AugmentedDataset",
     "Branches",
