@@ -18,6 +18,7 @@ from numpyro_amortized.augmented import AugmentedDataset
 from numpyro_amortized.datasets import OfflineDataset, OnlineDataset
 from numpyro_amortized.disk import DiskDataset
 from numpyro_amortized.distributions import AmortizedPosterior
+from numpyro_amortized.guide import AmortizedGuide
 from numpyro_amortized.importance import ImportanceResult, importance_sample
 from numpyro_amortized.likelihood import NeuralLikelihood
 from numpyro_amortized.saving import load
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
+    "AmortizedGuide",
     "AmortizedPosterior",
     "AugmentedDataset",
     "Branches",

@@ -21,6 +21,7 @@ __all__ = ["Smoothed", "smooth_weights"]
 _MIN_TAIL = 5
 _PRIOR_K, _PRIOR_SIZE = 0.5, 10  # weakly informative prior of the shape, appendix C of [1]
 _PRIOR_SCALE = 3
+_ROUNDING = 1e-3  # of a log weight in float32: a tail that is no wider is fitted by its noise
 
 
 class Smoothed(NamedTuple):
@@ -33,8 +34,8 @@ class Smoothed(NamedTuple):
 def smooth_weights(log_weights: Array) -> Smoothed:
     """Algorithm 1 of [1], of the weights of one data set.
 
-    The shape is minus infinity where all weights are equal, and infinity where nothing can be
-    said: too few draws, or nearly all of them have no weight.
+    The shape is minus infinity where the largest weights are equal up to rounding, and infinity
+    where nothing can be said: too few draws, or nearly all of them have no weight.
 
     :param log_weights: shape ``(num_samples,)``, of any scale.
     :return: log weights whose exponentials add up to one, and k-hat, a scalar.
@@ -53,9 +54,10 @@ def smooth_weights(log_weights: Array) -> Smoothed:
     k, sigma = _fit(excess)
     quantiles = _quantiles((jnp.arange(num_tail) + 0.5) / num_tail, k, sigma)
     smoothed = jnp.minimum(jnp.log(quantiles + jnp.exp(cutoff)), 0)
-    is_fitted = jnp.isfinite(k) & jnp.isfinite(smoothed).all()
+    is_fitted = jnp.isfinite(k) & jnp.isfinite(smoothed).all() & (tail[-1] - cutoff >= _ROUNDING)
     result = scaled.at[order[-num_tail:]].set(jnp.where(is_fitted, smoothed, tail))
-    k = jnp.where(jnp.isnan(k), jnp.where(tail[0] == tail[-1], -jnp.inf, jnp.inf), k)
+    k = jnp.where(jnp.isnan(k), jnp.inf, k)
+    k = jnp.where(tail[-1] - cutoff < _ROUNDING, -jnp.inf, k)
     k = jnp.where(jnp.isfinite(largest), k, jnp.inf)
     return Smoothed(result - logsumexp(result), k)
 

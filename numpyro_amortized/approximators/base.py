@@ -254,6 +254,14 @@ class Approximator(ABC):
             return self._summary_spec
         return self._modules.get("summary_network")
 
+    @property
+    def networks(self) -> nnx.Dict:
+        """The trained networks.
+
+        :raises RuntimeError: before ``fit``.
+        """
+        return self._trained()
+
     def check_conditions(self, conditions: Mapping[str, ArrayLike]) -> Conditions:
         """Conditions with a leading axis of data sets, padded where the size varies.
 
