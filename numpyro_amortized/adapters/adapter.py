@@ -209,19 +209,20 @@ class Adapter(Chain):
         """Entries that may be NaN: the networks do not see it. Empty before binding."""
         if self._binding is None:
             return frozenset()
-        inferred = self._binding.sources[0] if self._binding.sources else frozenset()
+        with jax.ensure_compile_time_eval():  # it may be asked for first while tracing
+            return self._unseen(self._binding)
+
+    def _unseen(self, binding: Binding) -> frozenset[str]:
+        inferred = binding.sources[0] if binding.sources else frozenset()
         ones = {
             name: jnp.ones(struct.shape, struct.dtype)
-            for name, struct in self._binding.shapes[0].items()
+            for name, struct in binding.shapes[0].items()
             if not isinstance(struct, Mapping) and name not in inferred
         }
         numbers = [name for name, x in ones.items() if jnp.issubdtype(x.dtype, jnp.inexact)]
+        nan = {name: jnp.full_like(ones[name], jnp.nan) for name in numbers}
         seen = _nans(self._forward(ones))
-        return frozenset(
-            name
-            for name in numbers
-            if _nans(self._forward(ones | {name: jnp.full_like(ones[name], jnp.nan)})) == seen
-        )
+        return frozenset(n for n in numbers if _nans(self._forward(ones | {n: nan[n]})) == seen)
 
     def __call__(self, data: Data) -> dict[str, Array]:
         """The same as :meth:`forward`."""
