@@ -131,6 +131,7 @@ def three():
     return approximator
 
 
+@pytest.mark.verify
 def test_all_sites_are_learnt_from(three):
     data = three.source.sample(random.key(1), 200)
     conditions = {n: data[n] for n in ("survey", "series", "image")}
