@@ -146,6 +146,7 @@ def test_all_sites_are_learnt_from(three):
     assert error < both < alone
 
 
+@pytest.mark.verify
 def test_every_site_is_seen(three):
     data = _row(three)
     conditions = {n: np.asarray(data[n]) for n in ("survey", "series", "image")}
