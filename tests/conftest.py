@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import jax
@@ -20,6 +21,7 @@ from tests import models
 FLOW = partial(CouplingFlow, depth=2, widths=(32, 32), transform=Spline(bins=8))
 SETS = partial(DeepSet, summary_size=8, widths=(32,), embedding_size=16)
 _COMPILATIONS: list[str] = []
+_MAPS = Path("/proc/self/maps")
 
 
 def _record(event: str, duration: float, **_: object) -> None:
@@ -38,6 +40,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(cache.cleanup)
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bounded_maps() -> Iterator[None]:
+    """Drop compiled programs before a process has the 65,530 memory maps that Linux allows.
+
+    Every program holds some, and XLA dies with a segmentation fault where it gets no more.
+    """
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
 
 
 @pytest.fixture
