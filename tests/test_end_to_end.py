@@ -8,7 +8,7 @@ import xarray
 from examples import quickstart
 
 
-def test_quickstart(tmp_path, capsys):
+def test_quickstart(tmp_path, capsys, unoptimized):
     quickstart.main(["--fast", "--output", str(tmp_path / "results")])
     printed = capsys.readouterr().out
     for words in ("amortized", "NUTS", "theta[H]", "difference of", "wrote eight_schools.nc"):
