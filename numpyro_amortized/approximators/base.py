@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sized
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -57,8 +57,6 @@ class Approximator(ABC):
     :raises ValueError: where there is no adapter and no model to derive it from.
     """
 
-    _target: ClassVar[str] = "inference_variables"  # the network input that is learned
-
     def __init__(
         self,
         source: Source | Callable[[], object],
@@ -79,7 +77,6 @@ class Approximator(ABC):
         if summary_regularizer is not None:
             _check_regularizer(regularizer_weight, self._row)
         self._modules: nnx.Dict | None = None
-        self._kept: tuple[str, ...] = ()  # sites that the loss sees as they are
 
     @abstractmethod
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
@@ -97,8 +94,18 @@ class Approximator(ABC):
 
     @property
     @abstractmethod
+    def _target(self) -> str:
+        """The network input that is learned."""
+
+    @property
+    @abstractmethod
     def _needed_sites(self) -> tuple[str, ...]:
         """The sites that the networks see."""
+
+    @property
+    @abstractmethod
+    def _kept_sites(self) -> tuple[str, ...]:
+        """The sites that the loss sees as they are."""
 
     @abstractmethod
     def _loss(self, modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
@@ -201,20 +208,6 @@ class Approximator(ABC):
         skipped = history.skipped_simulations + dropped
         return dataclasses.replace(history, skipped_simulations=skipped)
 
-    @cached_property
-    def inferred_sites(self) -> tuple[str, ...]:
-        """Names of the sites that come back from inference variables, in trace order."""
-        context = {
-            name: jax.ShapeDtypeStruct(site.shape, site.dtype)
-            for name, site in self.sites.items()
-            if site.role == "context"
-        }
-        variables = {"inference_variables": self._row["inference_variables"]}
-        row = jax.eval_shape(self.adapter.inverse, variables | context)
-        return tuple(
-            name for name, site in self.sites.items() if name in row and site.role == "latent"
-        )
-
     def save(
         self, path: str | PathLike[str], *, custom_objects: Mapping[str, Any] | None = None
     ) -> None:
@@ -275,9 +268,13 @@ class Approximator(ABC):
         """``(graphdef, state, conditions)`` to what the networks are conditioned on."""
 
         def encode(graphdef: nnx.GraphDef, state: nnx.State, conditions: Batch) -> Array:
-            return context_of(nnx.merge(graphdef, state), self.adapter.forward(conditions))
+            return self.context(nnx.merge(graphdef, state), conditions)
 
         return jax.jit(encode, static_argnums=0)
+
+    def context(self, modules: nnx.Dict, conditions: Batch) -> Array:
+        """What the networks are conditioned on; pure and traceable."""
+        return context_of(modules, self.adapter.forward(conditions))
 
     def _regularized_loss(self, modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
         if self._regularizer is None:
@@ -309,7 +306,11 @@ class Approximator(ABC):
     @property
     def _recipe(self) -> Recipe:
         sites = self.source.sites if isinstance(self.source, ModelSimulator) else self.sites
-        return Recipe(self.source, self.adapter, sites, self._needed_sites, self._kept)
+        return Recipe(self.source, self.adapter, sites, self._needed_sites, self._kept_sites)
+
+    def _network(self, name: str, spec: NetworkSpec) -> NetworkSpec:
+        """The trained network; before ``fit``, what it is made from."""
+        return spec if self._modules is None else self._modules[name]
 
     def _trained(self) -> nnx.Dict:
         if self._modules is None:

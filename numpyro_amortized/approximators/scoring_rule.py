@@ -14,27 +14,26 @@ from jax import Array, random
 from jax.typing import ArrayLike
 
 from numpyro_amortized.adapters.adapter import Adapter
-from numpyro_amortized.approximators.base import Approximator
 from numpyro_amortized.approximators.conditions import in_batches
 from numpyro_amortized.approximators.context import (
     build_summary,
     context_of,
     make_network,
 )
+from numpyro_amortized.approximators.latent import LatentApproximator
 from numpyro_amortized.approximators.monotone import increasing_sites
 from numpyro_amortized.approximators.sources import Source
 from numpyro_amortized.approximators.summaries import SummarySpec
 from numpyro_amortized.datasets import Batch, Dataset
 from numpyro_amortized.networks.mlp import MLP
 from numpyro_amortized.scoring_rules.base import ScoringRule
-from numpyro_amortized.scoring_rules.categorical import BrierScore, CrossEntropy
+from numpyro_amortized.scoring_rules.categorical import CategoricalRule
 from numpyro_amortized.scoring_rules.points import Median, Quantiles
 from numpyro_amortized.simulators.tracing import Site
 
 __all__ = ["ScoringRuleApproximator"]
 
 _NUM_PILOTS, _NUM_PROBES = 1000, 16
-_CATEGORICAL = BrierScore | CrossEntropy
 Nested = dict[str, dict[str, dict[str, Array]]]
 
 
@@ -53,7 +52,7 @@ class _Task(NamedTuple):
 
 
 @final
-class ScoringRuleApproximator(Approximator):
+class ScoringRuleApproximator(LatentApproximator):
     """Amortized estimates of every latent site, such as means and quantiles [1].
 
     Quantiles and medians are learned in the network's space where every number of a site is an
@@ -89,8 +88,7 @@ class ScoringRuleApproximator(Approximator):
         super().__init__(source, adapter=adapter, summary_network=summary_network)
         self.scoring_rules = dict(scoring_rules)
         self._subnet_spec = subnet
-        self._kept = self.inferred_sites
-        if refused := [n for n, r in scoring_rules.items() if isinstance(r, _CATEGORICAL)]:
+        if refused := [n for n, r in scoring_rules.items() if isinstance(r, CategoricalRule)]:
             continuous = [s.name for s in self._latents if jnp.issubdtype(s.dtype, jnp.floating)]
             if continuous:
                 raise ValueError(
@@ -146,8 +144,8 @@ class ScoringRuleApproximator(Approximator):
         return [site.name for site in self.sites.values() if site.role == "context"]
 
     @property
-    def _needed_sites(self) -> tuple[str, ...]:
-        return (*self.inferred_sites, *[s.name for s in self.sites.values() if s.is_given])
+    def _kept_sites(self) -> tuple[str, ...]:
+        return self.inferred_sites
 
     @cached_property
     def _pilot(self) -> dict[str, Array]:
@@ -169,7 +167,7 @@ class ScoringRuleApproximator(Approximator):
 
     @cached_property
     def _tasks(self) -> list[_Task]:
-        places = increasing_sites(self._sites_from, *self._probes, self.inferred_sites)
+        places = increasing_sites(self._latents_at, *self._probes, self.inferred_sites)
         return [
             _Task(
                 site.name,
@@ -199,9 +197,6 @@ class ScoringRuleApproximator(Approximator):
         given = {name: head[name] for name in self._context}
         return self.adapter.forward(head)["inference_variables"], given
 
-    def _sites_from(self, vector: Array, given: Batch) -> Batch:
-        return self.adapter.inverse({"inference_variables": vector, **given})
-
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         modules, condition_size = build_summary(self._summary_spec, self._row, rngs)
         for index, task in enumerate(self._tasks):
@@ -228,7 +223,7 @@ class ScoringRuleApproximator(Approximator):
         if task.places is not None:
             return inputs["inference_variables"][:, task.places.ravel()]
         values = inputs["site_values"][task.site]
-        if isinstance(task.rule, _CATEGORICAL):
+        if isinstance(task.rule, CategoricalRule):
             return values.reshape(len(values), -1)
         mean, scale = self._moments[task.site]
         return (values.reshape(len(values), -1) - mean) / scale
@@ -261,4 +256,4 @@ class ScoringRuleApproximator(Approximator):
         vectors = jnp.zeros((len(values), self._row["inference_variables"].shape[-1]))
         assert task.places is not None
         vectors = vectors.at[:, task.places.ravel()].set(values)
-        return jax.vmap(self._sites_from)(vectors, given)[task.site]
+        return jax.vmap(self._latents_at)(vectors, given)[task.site]
