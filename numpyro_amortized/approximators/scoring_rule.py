@@ -20,13 +20,15 @@ from numpyro_amortized.approximators.context import (
     context_of,
     make_network,
 )
-from numpyro_amortized.approximators.latent import LatentApproximator
+from numpyro_amortized.approximators.density import SingleDensityApproximator
 from numpyro_amortized.approximators.monotone import increasing_sites
 from numpyro_amortized.approximators.sources import Source
 from numpyro_amortized.approximators.summaries import SummarySpec
 from numpyro_amortized.datasets import Batch, Dataset
+from numpyro_amortized.networks.base import DensityNetwork
 from numpyro_amortized.networks.mlp import MLP
-from numpyro_amortized.scoring_rules.base import ScoringRule
+from numpyro_amortized.networks.parametric import Parametric
+from numpyro_amortized.scoring_rules.base import ParametricRule, ScoringRule
 from numpyro_amortized.scoring_rules.categorical import CategoricalRule
 from numpyro_amortized.scoring_rules.points import Median, Quantiles
 from numpyro_amortized.simulators.tracing import Site
@@ -52,13 +54,21 @@ class _Task(NamedTuple):
 
 
 @final
-class ScoringRuleApproximator(LatentApproximator):
+class ScoringRuleApproximator(SingleDensityApproximator):
     """Amortized estimates of every latent site, such as means and quantiles [1].
 
     Quantiles and medians are learned in the network's space where every number of a site is an
     increasing function of one network variable, and carried to the site's own space, which is
     exact. All else is learned from the site's own values, standardized: the mean of a log-normal
     site is its mean.
+
+    The first parametric rule, where there is one, is also learned of all inference variables
+    together: :meth:`sample`, :meth:`log_prob` and :meth:`posterior` are of that distribution,
+    carried to the sites by the adapter, so that draws lie in the sites' supports.
+
+    The first parametric rule, where there is one, is also learned of all inference variables
+    together: :meth:`sample`, :meth:`log_prob` and :meth:`posterior` are of that distribution,
+    carried to the sites by the adapter, so that draws lie in the sites' supports.
 
     **References**
 
@@ -127,6 +137,15 @@ class ScoringRuleApproximator(LatentApproximator):
             nested.setdefault(outer, {})[inner] = heads
         return nested
 
+    def density(self, modules: nnx.Dict) -> DensityNetwork:
+        if self._parametric is None:
+            raise ValueError(
+                "ScoringRuleApproximator: expected a parametric rule to sample from or to evaluate "
+                f"a density, got the rules {list(self.scoring_rules)}, which have none. Train with "
+                "one: scoring_rules={'normal': MultivariateNormal(), ...}, or GaussianMixture()."
+            )
+        return modules["density"]
+
     @property
     def options(self) -> dict[str, Any]:
         return {
@@ -134,6 +153,11 @@ class ScoringRuleApproximator(LatentApproximator):
             "subnet": self._subnet_spec,
             "summary_network": self._given_summary,
         }
+
+    @property
+    def _parametric(self) -> ParametricRule | None:
+        rules = self.scoring_rules.values()
+        return next((rule for rule in rules if isinstance(rule, ParametricRule)), None)
 
     @property
     def _latents(self) -> list[Site]:
@@ -204,6 +228,9 @@ class ScoringRuleApproximator(LatentApproximator):
             modules[f"subnet_{index}"] = make_network(
                 self._subnet_spec, rngs, size=condition_size, out_size=out_size
             )
+        if self._parametric is not None:
+            options = {"rule": self._parametric, "subnet": self._subnet_spec, "rngs": rngs}
+            modules["density"] = Parametric(self._size, condition_size, **options)
         return modules
 
     def _loss(self, modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
@@ -212,6 +239,9 @@ class ScoringRuleApproximator(LatentApproximator):
             task.rule.score(self._raw(modules, k, context), self._target_of(task, inputs))
             for k, task in enumerate(self._tasks)
         ]
+        if self._parametric is not None:
+            variables = inputs["inference_variables"]
+            scores.append(modules["density"].loss(rng_key, variables, context))
         return jnp.sum(jnp.stack(scores), axis=0)
 
     def _raw(self, modules: nnx.Dict, index: int, context: Array) -> dict[str, Array]:
@@ -253,7 +283,7 @@ class ScoringRuleApproximator(LatentApproximator):
 
     def _carried(self, task: _Task, values: Array, given: Batch) -> Array:
         """Through the map of the site, which depends on its own variables alone."""
-        vectors = jnp.zeros((len(values), self._row["inference_variables"].shape[-1]))
+        vectors = jnp.zeros((len(values), self._size))
         assert task.places is not None
         vectors = vectors.at[:, task.places.ravel()].set(values)
         return jax.vmap(self._latents_at)(vectors, given)[task.site]
