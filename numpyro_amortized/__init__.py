@@ -11,6 +11,7 @@ from numpyro_amortized.adapters.augmentations import (
 )
 from numpyro_amortized.approximators.amortize import amortize
 from numpyro_amortized.approximators.continuous import ContinuousApproximator
+from numpyro_amortized.approximators.ensemble import EnsembleApproximator
 from numpyro_amortized.approximators.model_comparison import ModelComparisonApproximator
 from numpyro_amortized.approximators.ratio import RatioApproximator
 from numpyro_amortized.approximators.scoring_rule import ScoringRuleApproximator
@@ -42,6 +43,7 @@ __all__ = [
     "Branches",
     "ContinuousApproximator",
     "DiskDataset",
+    "EnsembleApproximator",
     "History",
     "HostDataset",
     "ImportanceResult",

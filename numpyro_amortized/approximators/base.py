@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sized
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -29,6 +31,7 @@ from numpyro_amortized.approximators.inputs import (
     some_members,
     training_inputs,
 )
+from numpyro_amortized.approximators.memberwise import memberwise
 from numpyro_amortized.approximators.sources import (
     Source,
     as_source,
@@ -53,6 +56,7 @@ class Approximator(ABC):
     :param summary_regularizer: maps the summaries of a batch, ``(batch_size, summary_size)``, to a
         number that is added to the training loss.
     :param regularizer_weight: its factor.
+    :param members: approximators of which this one is made, by name: its networks are theirs.
     :raises TypeError: where the source is none of these.
     :raises ValueError: where there is no adapter and no model to derive it from.
     """
@@ -65,6 +69,7 @@ class Approximator(ABC):
         summary_network: SummarySpec | None,
         summary_regularizer: Callable[[Array], Array] | None = None,
         regularizer_weight: float = 1.0,
+        members: Mapping[str, "Approximator"] = MappingProxyType({}),
     ) -> None:
         self.source = as_source(source)
         if adapter is None:
@@ -77,6 +82,7 @@ class Approximator(ABC):
         if summary_regularizer is not None:
             _check_regularizer(regularizer_weight, self._row)
         self._modules: nnx.Dict | None = None
+        self._members = dict(members)
 
     @abstractmethod
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
@@ -188,14 +194,15 @@ class Approximator(ABC):
 
         def install(params: nnx.State) -> None:
             nnx.update(modules, params)
-            self._modules = modules  # only now: what failed to train must not be sampled from
+            self._install(modules)  # only now: what failed to train must not be sampled from
 
+        optimizer = optimizer or default_optimizer(epochs * num_batches)
         params, history = train(
             train_key,
             loss_fn,
             params,
             inputs,
-            optimizer=optimizer or default_optimizer(epochs * num_batches),
+            optimizer=memberwise(optimizer, tuple(self._members)) if self._members else optimizer,
             epochs=epochs,
             num_batches=num_batches,
             batch_size=batch_size,
@@ -238,7 +245,7 @@ class Approximator(ABC):
 
         :param restored: untrained networks to those.
         """
-        self._modules = restored(nnx.Dict(self._build(nnx.Rngs(0))))
+        self._install(restored(nnx.Dict(self._build(nnx.Rngs(0)))))
 
     @property
     def summary_network(self) -> NetworkSpec | None:
@@ -274,7 +281,10 @@ class Approximator(ABC):
 
     def context(self, modules: nnx.Dict, conditions: Batch) -> Array:
         """What the networks are conditioned on; pure and traceable."""
-        return context_of(modules, self.adapter.forward(conditions))
+        if not self._members:
+            return context_of(modules, self.adapter.forward(conditions))
+        members = self._members.items()
+        return jnp.concatenate([m.context(modules[n], conditions) for n, m in members], axis=-1)
 
     def _regularized_loss(self, modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
         if self._regularizer is None:
@@ -307,6 +317,11 @@ class Approximator(ABC):
     def _recipe(self) -> Recipe:
         sites = self.source.sites if isinstance(self.source, ModelSimulator) else self.sites
         return Recipe(self.source, self.adapter, sites, self._needed_sites, self._kept_sites)
+
+    def _install(self, modules: nnx.Dict) -> None:
+        self._modules = modules
+        for name, member in self._members.items():
+            member._install(modules[name])
 
     def _network(self, name: str, spec: NetworkSpec) -> NetworkSpec:
         """The trained network; before ``fit``, what it is made from."""

@@ -229,8 +229,13 @@ class ScoringRuleApproximator(SingleDensityApproximator):
                 self._subnet_spec, rngs, size=condition_size, out_size=out_size
             )
         if self._parametric is not None:
-            options = {"rule": self._parametric, "subnet": self._subnet_spec, "rngs": rngs}
-            modules["density"] = Parametric(self._size, condition_size, **options)
+            modules["density"] = Parametric(
+                self._size,
+                condition_size,
+                rule=self._parametric,
+                subnet=self._subnet_spec,
+                rngs=rngs,
+            )
         return modules
 
     def _loss(self, modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:

@@ -117,5 +117,5 @@ def test_without_a_parametric_rule_there_is_no_density(unoptimized):
         lambda: approximator.log_prob({"rate": 1.0, "y": 0.3}),
         lambda: approximator.posterior({"y": 0.3}),
     ):
-        with pytest.raises(ValueError, match="expected a parametric rule.*'mean'"):
+        with pytest.raises(ValueError, match=r"expected a parametric rule.*'mean'"):
             call()
