@@ -10,6 +10,7 @@ from numpyro_amortized.adapters.augmentations import (
     augment,
 )
 from numpyro_amortized.approximators.amortize import amortize
+from numpyro_amortized.approximators.compositional import CompositionalApproximator
 from numpyro_amortized.approximators.continuous import ContinuousApproximator
 from numpyro_amortized.approximators.ensemble import EnsembleApproximator
 from numpyro_amortized.approximators.model_comparison import ModelComparisonApproximator
@@ -41,6 +42,7 @@ __all__ = [
     "AmortizedPosterior",
     "AugmentedDataset",
     "Branches",
+    "CompositionalApproximator",
     "ContinuousApproximator",
     "DiskDataset",
     "EnsembleApproximator",

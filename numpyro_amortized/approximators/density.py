@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpyro_amortized.distributions import AmortizedPosterior
 
-__all__ = ["DensityApproximator", "SingleDensityApproximator"]
+__all__ = ["DensityApproximator", "SingleDensityApproximator", "rows_in_cache"]
 
 
 class DensityApproximator(LatentApproximator):
@@ -121,7 +121,7 @@ class DensityApproximator(LatentApproximator):
                 repeated = jnp.broadcast_to(context, (num_samples, *context.shape))
                 return network.sample_and_log_prob(rng_key, repeated)
 
-            return map_in_chunks(one, (keys, context), max(1, _rows() // num_samples))
+            return map_in_chunks(one, (keys, context), max(1, rows_in_cache() // num_samples))
 
         return jax.jit(draw, static_argnums=(0, 2))
 
@@ -211,6 +211,6 @@ class SingleDensityApproximator(DensityApproximator):
         return jax.jit(sample, static_argnums=(0, 2))
 
 
-def _rows() -> int:
+def rows_in_cache() -> int:
     """Draws at a time: on a CPU so few that what they need stays in its cache."""
     return 2**12 if jax.default_backend() == "cpu" else 2**18

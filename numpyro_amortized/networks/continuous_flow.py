@@ -44,6 +44,19 @@ class Mixture(NamedTuple):
         return self.noise * x + self.data * prediction
 
 
+class Level(NamedTuple):
+    """A time of a flow, and how much of its state there are data and noise.
+
+    :param time: from 0 to 1.
+    :param data: factor of the variables.
+    :param noise: factor of the noise.
+    """
+
+    time: Array
+    data: Array
+    noise: Array
+
+
 class ContinuousFlow(DensityNetwork):
     """The flow from standard normal noise at time 0 to the variables at time 1 [1].
 
@@ -122,6 +135,10 @@ class ContinuousFlow(DensityNetwork):
         :param x: noisy variables, shape ``(*batch, size)``.
         :param context: shape ``(*batch, condition_size)``. Batch axes broadcast.
         """
+
+    @abstractmethod
+    def level(self, ratio: Array) -> Level:
+        """Where the noise is ``ratio`` times the data, each of the shape of ``ratio``."""
 
     def velocity(self, t: Array, x: Array, context: Array) -> Array:
         """The velocity ``dx/dt``; arguments as in :meth:`score`."""

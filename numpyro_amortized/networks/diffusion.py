@@ -12,6 +12,7 @@ from jax.scipy.special import ndtri
 
 from numpyro_amortized.networks.continuous_flow import (
     ContinuousFlow,
+    Level,
     Mixture,
     Velocity,
     stratified,
@@ -119,6 +120,10 @@ class DiffusionModel(ContinuousFlow):
         conditioning = self.network.condition(context)
         prediction = self.network(x, mixture.log_noise_level, conditioning)
         return -mixture.noise_in(x, prediction) / mixture.noise
+
+    def level(self, ratio: Array) -> Level:
+        angle = jnp.arctan(ratio)
+        return Level(1 - angle * 2 / jnp.pi, jnp.cos(angle), jnp.sin(angle))
 
     def conditional_velocity(self, conditioning: Conditioning) -> Velocity:
         def velocity(t: Array, x: Array) -> Array:

@@ -11,6 +11,7 @@ from jax import Array, lax, random
 
 from numpyro_amortized.networks.continuous_flow import (
     ContinuousFlow,
+    Level,
     Mixture,
     Velocity,
     stratified,
@@ -165,6 +166,10 @@ class FlowMatching(ContinuousFlow):
             )
         t = jnp.minimum(jnp.asarray(t, x.dtype), _LAST)
         return linear_path_score(t, x, self.velocity(t, x, context))
+
+    def level(self, ratio: Array) -> Level:
+        data = 1 / (1 + ratio)
+        return Level(data, data, 1 - data)
 
     def conditional_velocity(self, conditioning: Conditioning) -> Velocity:
         def velocity(t: Array, x: Array) -> Array:
