@@ -4,8 +4,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import optax
-from flax import nnx
 
 __all__ = ["memberwise"]
 
@@ -19,16 +19,7 @@ def memberwise(
     :param names: of the parts.
     """
 
-    def init(params: nnx.State) -> dict[str, Any]:
-        return {name: optimizer.init(params[name]) for name in names}
+    def parts(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, params)
 
-    def update(
-        updates: nnx.State, state: dict[str, Any], params: nnx.State | None = None
-    ) -> tuple[nnx.State, dict[str, Any]]:
-        given = {name: None if params is None else params[name] for name in names}
-        pairs = {n: optimizer.update(updates[n], state[n], given[n]) for n in names}
-        return nnx.State({n: u for n, (u, _) in pairs.items()}), {
-            n: s for n, (_, s) in pairs.items()
-        }
-
-    return optax.GradientTransformation(init, update)
+    return optax.partition(dict.fromkeys(names, optimizer), parts)

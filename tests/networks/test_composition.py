@@ -46,8 +46,10 @@ def exactly_composed(y, chunk_size):
     )
 
 
-@pytest.mark.parametrize("network", [DiffusionModel, FlowMatching])
-@pytest.mark.parametrize("num_groups, chunk_size", [(2, 2), (10, 5), (1000, 100)])
+@pytest.mark.parametrize(
+    "network, num_groups, chunk_size",
+    [(DiffusionModel, 2, 2), (DiffusionModel, 1000, 100), (FlowMatching, 10, 5)],
+)
 def test_normal_posteriors_compose_exactly(network, num_groups, chunk_size):
     flow = network(2, 0, widths=(4,), rngs=nnx.Rngs(0))
     y = random.normal(random.key(0), (num_groups, 2)) @ jnp.linalg.cholesky(NOISE).T + 0.5

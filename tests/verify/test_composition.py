@@ -7,6 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from flax import nnx
 from jax import random
 
 import numpyro_amortized as npa
@@ -87,3 +88,26 @@ def test_other_priors_beside_nuts():
             spread = abs(draws[name].std() / exact.std() - 1)
             print("groups of two", name, float(error), float(spread))
             assert error < 0.2 and spread < 0.15, (name, error, spread)
+
+
+def test_memory_does_not_grow_with_the_groups():
+    approximator = npa.CompositionalApproximator(npa.ModelSimulator(gaussian, np.zeros(2)))
+    approximator.fit(random.key(0), epochs=1, num_batches=1, progress_bar=False)
+    graphdef, state = nnx.split(approximator.inference_network)
+
+    def temporary(num_groups, mini_batch_size):
+        def compose(state, contexts):
+            options = {"mini_batch_size": mini_batch_size, "num_levels": 5, "last": 0.1}
+            merged = nnx.merge(graphdef, state)
+            return merged.compose(random.key(0), contexts, 1000, **options)
+
+        contexts = np.zeros((num_groups, 2), np.float32)
+        compiled = jax.jit(compose).lower(state, contexts).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    sizes = {n: temporary(n, 20) for n in (20, 1000, 100_000)}
+    print("temporary memory, bytes", sizes)
+    # what grows are the groups' own contexts, places and weights, at most eight numbers each
+    for n, size in sizes.items():
+        assert size < sizes[20] + 1e5 + 4 * 8 * n
+    assert temporary(1000, 500) > 10 * sizes[1000]
