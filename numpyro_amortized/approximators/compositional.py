@@ -31,9 +31,8 @@ from numpyro_amortized.approximators.sources import Source
 from numpyro_amortized.approximators.summaries import SummarySpec
 from numpyro_amortized.datasets import Batch
 from numpyro_amortized.networks.composable import Composable
+from numpyro_amortized.networks.continuous_flow import ContinuousFlow
 from numpyro_amortized.networks.diffusion import DiffusionModel
-from numpyro_amortized.networks.parametric import Parametric
-from numpyro_amortized.scoring_rules.parametric import MultivariateNormal
 from numpyro_amortized.simulators.base import typed_key
 
 __all__ = ["CompositionalApproximator"]
@@ -80,8 +79,8 @@ class CompositionalApproximator(SingleDensityApproximator):
     :param source: a simulator of one group, a data set, or a NumPyro model without arguments.
     :param adapter: sites to network inputs, by default :meth:`Adapter.for_posterior`.
     :param inference_network: :class:`~numpyro_amortized.networks.DiffusionModel` or
-        :class:`~numpyro_amortized.networks.FlowMatching`, a partial of one, or a ready module,
-        whose context has one number more where the prior is learned.
+        :class:`~numpyro_amortized.networks.FlowMatching`, or a partial of one; or a ready module
+        made with ``normal=True``, whose context has one number more where the prior is learned.
     :param summary_network: the network that summarizes the data of one group.
     :raises TypeError: where the network has no score.
     """
@@ -178,12 +177,10 @@ class CompositionalApproximator(SingleDensityApproximator):
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         modules, condition_size = build_summary(self._summary_spec, self._row, rngs)
         condition_size += not self._prior_is_normal  # the flag
-        flow: Any = make_network(
-            self._inference_spec, rngs, size=self._size, condition_size=condition_size
-        )
-        spread = Parametric(self._size, condition_size, rule=MultivariateNormal(), rngs=rngs)
+        spec = _with_normal(self._inference_spec)
+        flow: Any = make_network(spec, rngs, size=self._size, condition_size=condition_size)
         is_normal = self._prior_is_normal
-        modules["inference_network"] = Composable(flow, spread, prior_is_normal=is_normal)
+        modules["inference_network"] = Composable(flow, prior_is_normal=is_normal)
         return modules
 
     def _loss(self, modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
@@ -219,3 +216,10 @@ class CompositionalApproximator(SingleDensityApproximator):
             return lax.map(one, (keys, contexts, given))
 
         return jax.jit(compose, static_argnums=(0, 2))
+
+
+def _with_normal(spec: NetworkSpec) -> NetworkSpec:
+    """The network with the normal distribution of which the covariances are taken."""
+    made = spec.func if isinstance(spec, partial) else spec
+    is_flow = isinstance(made, type) and issubclass(made, ContinuousFlow)
+    return partial(spec, normal=True) if is_flow and not isinstance(spec, nnx.Module) else spec

@@ -11,7 +11,6 @@ from jax.scipy.linalg import cho_solve
 from numpyro_amortized.networks.base import DensityNetwork
 from numpyro_amortized.networks.composition import Composed, composed_sample
 from numpyro_amortized.networks.continuous_flow import ContinuousFlow, Level
-from numpyro_amortized.networks.parametric import Parametric
 
 
 @final
@@ -22,12 +21,12 @@ class Composable(DensityNetwork):
     ``-x / (data^2 + noise^2)``. Otherwise the networks learn it beside the posteriors, from a share
     of the simulations of which the context is dropped [1]; a flag tells them that it is.
 
-    :param flow: of the variables given the context, with the flag where the prior is learned.
-    :param spread: normal distribution of the same.
+    :param flow: of the variables given the context, with the flag where the prior is learned;
+        made with ``normal=True``, of which the covariances are taken.
     :param prior_is_normal: whether the prior is N(0, I).
     :param dropped: share of the simulations from which the prior is learned.
     :raises TypeError: where the flow has no score.
-    :raises ValueError: where its score is not defined.
+    :raises ValueError: where it has no normal distribution, or its score is not defined.
 
     **References**
 
@@ -37,7 +36,6 @@ class Composable(DensityNetwork):
     def __init__(
         self,
         flow: ContinuousFlow,
-        spread: Parametric,
         *,
         prior_is_normal: bool,
         dropped: float = 0.2,
@@ -47,7 +45,12 @@ class Composable(DensityNetwork):
                 "inference_network: expected DiffusionModel or FlowMatching, whose scores can be "
                 f"composed, got {type(flow).__name__}."
             )
-        self.flow, self.spread = flow, spread
+        if flow.normal is None:
+            raise ValueError(
+                "inference_network: expected a network that learns a normal distribution too, "
+                f"whose covariances composition needs: {type(flow).__name__}(..., normal=True)."
+            )
+        self.flow = flow
         self.size = flow.size
         self.condition_size = flow.condition_size - (not prior_is_normal)
         self.prior_is_normal = prior_is_normal
@@ -56,13 +59,12 @@ class Composable(DensityNetwork):
         jax.eval_shape(flow.score, jnp.zeros(1), x, context)
 
     def loss(self, rng_key: Array, variables: Array, context: Array) -> Array:
-        drop_key, flow_key, spread_key = random.split(rng_key, 3)
+        drop_key, flow_key = random.split(rng_key)
         given = self._given(context)
         if not self.prior_is_normal:
             drop = random.bernoulli(drop_key, self.dropped, (*context.shape[:-1], 1))
             given = jnp.where(drop, self._nothing(given.dtype), given)
-        flow = self.flow.loss(flow_key, variables, given)
-        return flow + self.spread.loss(spread_key, variables, given)
+        return self.flow.loss(flow_key, variables, given)
 
     def log_prob(self, variables: Array, context: Array) -> Array:
         return self.flow.log_prob(variables, self._given(context))
@@ -83,7 +85,7 @@ class Composable(DensityNetwork):
         """Inverse of the prior's covariance, shape ``(size, size)``."""
         if self.prior_is_normal:
             return jnp.eye(self.size, dtype=dtype)
-        return _precision(self.spread, self._nothing(dtype))
+        return self._precision(self._nothing(dtype))
 
     def compose(
         self,
@@ -110,14 +112,14 @@ class Composable(DensityNetwork):
         def differences(chunk: Array, level: Level, x: Array, prior: Array) -> Array:
             context = chunks[chunk]
             excess = self.flow.score(level.time, x, context[:, None]) - prior
-            precision = _precision(self.spread, context)
+            precision = self._precision(context)
             moved = jnp.einsum("gij,gsj->gsi", precision, excess)
             moved += (level.data / level.noise) ** 2 * excess
             # the group's own precision also weighs what the prior alone says
             return jnp.einsum("g,gsi->si", weights[chunk], moved)
 
         def information(chunk: Array) -> Array:
-            excess = _precision(self.spread, chunks[chunk]) - prior_precision
+            excess = self._precision(chunks[chunk]) - prior_precision
             return jnp.einsum("g,gij->ij", weights[chunk], excess)
 
         composed = Composed(
@@ -128,6 +130,13 @@ class Composable(DensityNetwork):
             loop_key, composed, start, self.flow.level, num_levels=num_levels, last=last
         )
 
+    def _precision(self, given: Array) -> Array:
+        """Inverses of the covariances, shape ``(*batch, size, size)``."""
+        assert self.flow.normal is not None
+        factor = self.flow.normal.estimates(given)["scale_tril"]
+        eye = jnp.broadcast_to(jnp.eye(self.size, dtype=factor.dtype), factor.shape)
+        return cho_solve((factor, True), eye)
+
     def _given(self, context: Array) -> Array:
         """The context with the flag that it is there."""
         if self.prior_is_normal:
@@ -136,13 +145,6 @@ class Composable(DensityNetwork):
 
     def _nothing(self, dtype: jnp.dtype) -> Array:
         return jnp.zeros(self.flow.condition_size, dtype).at[-1].set(1)
-
-
-def _precision(spread: Parametric, context: Array) -> Array:
-    """Inverses of the covariances, shape ``(*batch, size, size)``."""
-    factor = spread.estimates(context)["scale_tril"]
-    eye = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape)
-    return cho_solve((factor, True), eye)
 
 
 def _chunks(contexts: Array, chunk_size: int) -> tuple[Array, Array]:

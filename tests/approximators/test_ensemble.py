@@ -8,13 +8,12 @@ import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax import random
 
 import numpyro_amortized as npa
 from numpyro_amortized import scoring_rules
 from numpyro_amortized.approximators.mixing import places_of_draws, stacking
-from numpyro_amortized.networks import MLP, DiffusionModel
+from numpyro_amortized.networks import MLP
 from tests import models
 from tests.conftest import FLOW, SETS
 
@@ -37,7 +36,6 @@ def make(simulator):
     flow = partial(npa.ContinuousApproximator, simulator, adapter=adapter, summary_network=SETS)
     return {
         "flow": flow(inference_network=FLOW),
-        "diffusion": flow(inference_network=partial(DiffusionModel, widths=(16, 16))),
         "rules": npa.ScoringRuleApproximator(
             simulator,
             scoring_rules=RULES,
@@ -66,7 +64,7 @@ def ensemble(simulator, unoptimized_module):
 def test_density_of_the_mixture_is_that_of_its_draws_and_integrates_to_one(ensemble):
     mu = np.linspace(-6, 6, 1001, dtype=np.float32)
     data = {"mu": np.tile(mu, (2, 1)), **CONDITIONS}
-    weights = {"flow": 0.5, "diffusion": 0.2, "rules": 0.3}
+    weights = {"flow": 0.7, "rules": 0.3}
     log_q = ensemble.log_prob(data, member_weights=weights)
     density = np.exp(np.asarray(log_q, float))
     np.testing.assert_allclose(density.sum(1) * (mu[1] - mu[0]), 1, atol=2e-3)
@@ -91,9 +89,9 @@ def test_members_apart(ensemble):
     )
     assert ensemble.log_prob({"mu": 0.1, **one}).shape == ()
     with pytest.raises(ValueError, match="member_weights: expected none"):
-        ensemble.sample(random.key(1), 3, one, merge_members=False, member_weights=[1, 0, 0])
+        ensemble.sample(random.key(1), 3, one, merge_members=False, member_weights=[1, 0])
     with pytest.raises(ValueError, match=r"member_weights: expected probabilities.*'flow'"):
-        ensemble.log_prob({"mu": 0.1, **one}, member_weights=[0.5, 0.6, 0.0])
+        ensemble.log_prob({"mu": 0.1, **one}, member_weights=[0.5, 0.6])
 
 
 def test_estimates_by_member(ensemble):
@@ -123,39 +121,11 @@ def test_saved_and_loaded(ensemble, tmp_path):
     ensemble.save(tmp_path / "saved")
     loaded = npa.load(tmp_path / "saved", partial(models.normal_mean, np.zeros(4)))
     assert list(loaded.members) == list(ensemble.members)
+    data = {"mu": np.array([0.1, -0.3]), **CONDITIONS}
     for merged in (True, False):
-        first, second = (
-            a.sample(random.key(0), 5, CONDITIONS, merge_members=merged) for a in (ensemble, loaded)
-        )
+        first, second = (a.log_prob(data, merge_members=merged) for a in (ensemble, loaded))
         jax.tree.map(np.testing.assert_array_equal, first, second)
-    member = loaded.members["flow"]
-    np.testing.assert_array_equal(
-        member.sample(random.key(0), 5, CONDITIONS)["mu"],
-        ensemble.members["flow"].sample(random.key(0), 5, CONDITIONS)["mu"],
-    )
-
-
-def test_members_learn_as_they_would_alone(simulator, unoptimized):
-    """From the same initial parameters and without noise in the losses, the same steps."""
-    bank = simulator.sample(random.key(5), 64)
-    options = {"epochs": 2, "batch_size": 64, "dataset": bank, "validation": 0, "rejuvenation": 0}
-
-    def flows():
-        return {
-            n: npa.ContinuousApproximator(simulator, inference_network=FLOW, summary_network=SETS)
-            for n in ("a", "b")
-        }
-
-    start = npa.EnsembleApproximator(flows())
-    start.fit(random.key(0), **options, progress_bar=False)
-    alone = flows()["a"]
-    alone.restore(lambda _: nnx.clone(start.members["a"].modules))
-    start.fit(random.key(2), **options, progress_bar=False)
-    alone.fit(random.key(2), **options, progress_bar=False)
-    data = {"mu": jnp.array([0.1, -0.3]), **CONDITIONS}
-    together, by_itself = start.members["a"].log_prob(data), alone.log_prob(data)
-    np.testing.assert_allclose(together, by_itself, rtol=1e-3, atol=1e-3)
-    assert np.abs(together - start.members["b"].log_prob(data)).max() > 1e-2
+    assert loaded.members["flow"].modules is loaded.modules["flow"]
 
 
 def test_members_must_agree(simulator):

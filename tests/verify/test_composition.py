@@ -3,6 +3,7 @@
 
 from functools import partial
 
+import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
