@@ -36,7 +36,7 @@ def make(model=one_group, network=SMALL):
 def approximator():
     found = make()
     with optimizations(True):
-        found.fit(random.key(0), epochs=30, num_batches=100, progress_bar=False)
+        found.fit(random.key(0), epochs=15, num_batches=100, validation=0, progress_bar=False)
     return found
 
 
@@ -50,6 +50,7 @@ def test_normal_posterior(approximator):
     assert np.abs(draws.std(1) / sd - 1).max() < 0.15
 
 
+@pytest.mark.verify
 def test_mini_batches_change_nothing(approximator):
     y = np.random.default_rng(0).normal(0.5, 1, 20).astype(np.float32)
     whole = approximator.compositional_sample(random.key(1), 2000, {"y": y})["mu"]
@@ -57,6 +58,7 @@ def test_mini_batches_change_nothing(approximator):
     np.testing.assert_allclose(draw(mini_batch_size=7)["mu"], whole, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.verify
 def test_one_group_is_sampled_as_usual(approximator):
     y = np.array([0.3, -1.0])
     draws = approximator.sample(random.key(0), 4, {"y": y})
@@ -71,6 +73,7 @@ def test_the_prior_is_exact_or_learned(approximator):
     assert "score of the prior: learned" in str(other)
 
 
+@pytest.mark.verify
 def test_a_learned_prior_is_sampled_and_saved(tmp_path, unoptimized):
     approximator = make(other_prior, partial(FlowMatching, widths=(8, 8)))
     assert "score of the prior: learned" in str(approximator)

@@ -13,11 +13,12 @@ from jax import random
 import numpyro_amortized as npa
 from numpyro_amortized import scoring_rules
 from numpyro_amortized.approximators.mixing import places_of_draws, stacking
-from numpyro_amortized.networks import MLP
+from numpyro_amortized.networks import MLP, Affine, CouplingFlow
 from tests import models
-from tests.conftest import FLOW, SETS
+from tests.conftest import SETS
 
 FIT = {"num_batches": 40, "batch_size": 64, "progress_bar": False}
+FLOW = partial(CouplingFlow, depth=1, widths=(16,), transform=Affine())
 CONDITIONS = {"y": np.array([[-0.5, 1.0, 0.2, 0.1], [1.0, 2.0, 0.5, 0.7]])}
 RULES = {"mean": scoring_rules.Mean(), "mixture": scoring_rules.GaussianMixture(2)}
 _COMPILED: list[str] = []
@@ -55,7 +56,7 @@ def simulator():
 def ensemble(simulator, unoptimized_module):
     approximator = npa.EnsembleApproximator(make(simulator))
     before = len(_COMPILED)
-    approximator.fit(random.key(0), epochs=2, **FIT)
+    approximator.fit(random.key(0), epochs=1, **FIT)
     trained = [name for name in _COMPILED[before:] if "_run_load" in name]
     assert len(trained) == 1, trained
     return approximator
@@ -106,13 +107,17 @@ def test_estimates_by_member(ensemble):
     )
 
 
-def test_posterior_is_the_mixture_and_goes_to_arviz(ensemble):
+def test_posterior_is_the_mixture(ensemble):
     posterior = ensemble.posterior(CONDITIONS)
     vectors = posterior.sample(random.key(0), (5,))
     sites = posterior.constrain(vectors)
     # the prior is standard normal, so that the network's variable is the site
     log_q = ensemble.log_prob({"mu": sites["mu"].T, **CONDITIONS})
     np.testing.assert_allclose(posterior.log_prob(vectors).T, log_q, atol=1e-4)
+
+
+@pytest.mark.verify
+def test_results_go_to_arviz(ensemble):
     tree = ensemble.to_inference_data(random.key(0), CONDITIONS, num_samples=8)
     assert tree["posterior"]["mu"].sizes == {"chain": 4, "draw": 2, "dataset": 2}
 
@@ -147,7 +152,7 @@ def test_members_must_agree(simulator):
 @pytest.mark.parametrize("weights, num_samples", [([0.5, 0.25, 0.25], 10), ([0.1, 0.0, 0.9], 7)])
 def test_every_draw_has_its_probability(weights, num_samples):
     weights = np.array(weights)
-    keys = random.split(random.key(0), 400)
+    keys = random.split(random.key(0), 100)
     places = np.stack([places_of_draws(key, weights, num_samples) for key in keys])
     assert all(len(set(row)) == num_samples for row in places)
     ends = np.cumsum(np.ceil(weights * num_samples))
@@ -158,9 +163,9 @@ def test_every_draw_has_its_probability(weights, num_samples):
         ]
     )
     assert np.abs(counts - (weights * num_samples)[:, None]).max() < 1
-    # a remainder is drawn in proportion: five standard errors of a share of 400 draws
+    # a remainder is drawn in proportion: five standard errors of a share of 100 draws
     error = np.abs(counts.mean(1) - weights * num_samples)
-    assert error.max() < 5 * (0.25 / 400) ** 0.5
+    assert error.max() < 5 * (0.25 / 100) ** 0.5
 
 
 def test_stacking_recovers_the_weights_of_a_mixture():

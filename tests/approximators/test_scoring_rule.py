@@ -90,6 +90,7 @@ def test_draws_and_densities_are_those_of_the_log_normal_posterior(estimator):
     np.testing.assert_allclose(log_q, estimator.log_prob(again | {"y": 0.3}), atol=1e-4)
 
 
+@pytest.mark.verify
 def test_posterior_of_a_mixture(unoptimized):
     """The same density as a NumPyro distribution, of the network's vector."""
     simulator = npa.ModelSimulator(log_normal, 0.0)

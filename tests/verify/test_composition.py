@@ -33,7 +33,7 @@ def approximator(request):
         npa.ModelSimulator(gaussian, np.zeros(2)),
         inference_network=partial(request.param, widths=WIDTHS),
     )
-    found.fit(random.key(0), epochs=100, num_batches=100, progress_bar=False)
+    found.fit(random.key(0), epochs=200, num_batches=100, validation=0, progress_bar=False)
     return found
 
 
@@ -78,7 +78,7 @@ def test_other_priors_beside_nuts():
         inference_network=partial(DiffusionModel, widths=WIDTHS),
     )
     assert "learned" in str(approximator)
-    approximator.fit(random.key(0), epochs=150, num_batches=100, progress_bar=False)
+    approximator.fit(random.key(0), epochs=200, num_batches=100, validation=0, progress_bar=False)
     for seed, (mu, scale) in enumerate([(0.5, 0.7), (-1.0, 1.3)]):
         y = np.random.default_rng(seed).normal(mu, scale, (50, 2)).astype(np.float32)
         draws = approximator.compositional_sample(random.key(1), 4000, {"y": y})
@@ -106,9 +106,9 @@ def test_memory_does_not_grow_with_the_groups():
         compiled = jax.jit(compose).lower(state, contexts).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    sizes = {n: temporary(n, 20) for n in (20, 1000, 100_000)}
+    sizes = {n: temporary(n, 20) for n in (1000, 10_000, 100_000)}
     print("temporary memory, bytes", sizes)
     # what grows are the groups' own contexts, places and weights, at most eight numbers each
     for n, size in sizes.items():
-        assert size < sizes[20] + 1e5 + 4 * 8 * n
+        assert size < sizes[1000] + 4 * 8 * n
     assert temporary(1000, 500) > 10 * sizes[1000]
