@@ -10,7 +10,9 @@ from numpyro_amortized.adapters.augmentations import (
     augment,
 )
 from numpyro_amortized.approximators.amortize import amortize
+from numpyro_amortized.approximators.compositional import CompositionalApproximator
 from numpyro_amortized.approximators.continuous import ContinuousApproximator
+from numpyro_amortized.approximators.ensemble import EnsembleApproximator
 from numpyro_amortized.approximators.model_comparison import ModelComparisonApproximator
 from numpyro_amortized.approximators.ratio import RatioApproximator
 from numpyro_amortized.approximators.scoring_rule import ScoringRuleApproximator
@@ -40,8 +42,10 @@ __all__ = [
     "AmortizedPosterior",
     "AugmentedDataset",
     "Branches",
+    "CompositionalApproximator",
     "ContinuousApproximator",
     "DiskDataset",
+    "EnsembleApproximator",
     "History",
     "HostDataset",
     "ImportanceResult",

@@ -17,7 +17,7 @@ from numpyro_amortized.pareto import smooth_weights
 from numpyro_amortized.simulators.base import typed_key
 
 if TYPE_CHECKING:
-    from numpyro_amortized.approximators.continuous import ContinuousApproximator
+    from numpyro_amortized.approximators.density import DensityApproximator
 
 __all__ = ["ImportanceResult", "importance_sample", "model_and_data", "systematic_resample"]
 
@@ -57,7 +57,7 @@ class ImportanceResult(NamedTuple):
 
 def importance_sample(
     rng_key: Array,
-    approximator: "ContinuousApproximator",
+    approximator: "DensityApproximator",
     conditions: Mapping[str, ArrayLike],
     num_samples: int = 2000,
 ) -> ImportanceResult:
@@ -97,7 +97,7 @@ def importance_sample(
 
 
 def model_and_data(
-    approximator: "ContinuousApproximator", checked: Conditions
+    approximator: "DensityApproximator", checked: Conditions
 ) -> tuple[ModelPredictive, dict[str, Array]]:
     """The model of the data's size, and the data with a leading axis of data sets.
 

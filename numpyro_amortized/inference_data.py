@@ -20,7 +20,7 @@ from numpyro_amortized.simulators.tracing import Site
 if TYPE_CHECKING:
     import xarray
 
-    from numpyro_amortized.approximators.continuous import ContinuousApproximator
+    from numpyro_amortized.approximators.density import DensityApproximator
 
 _NUM_CHAINS = 4
 _UNBATCHED = ("prior", "prior_predictive", "constant_data")
@@ -29,12 +29,12 @@ Group = dict[str, np.ndarray]
 
 def to_inference_data(
     rng_key: Array,
-    approximator: "ContinuousApproximator",
+    approximator: "DensityApproximator",
     conditions: Mapping[str, ArrayLike],
     *,
     num_samples: int,
 ) -> "xarray.DataTree":
-    """See :meth:`ContinuousApproximator.to_inference_data`."""
+    """See :meth:`DensityApproximator.to_inference_data`."""
     if check_num_samples(num_samples) % _NUM_CHAINS:
         raise ValueError(
             f"num_samples: expected a multiple of {_NUM_CHAINS}, since draws are laid out as "

@@ -10,7 +10,7 @@ from jax import random
 from numpyro_amortized.adapters.adapter import Adapter
 from numpyro_amortized.adapters.base import Draws, Transform
 from numpyro_amortized.adapters.grouping import find_groups, said
-from numpyro_amortized.adapters.latents import unconstrain_latents
+from numpyro_amortized.adapters.latents import UnconstrainLatents, unconstrain_latents
 from numpyro_amortized.adapters.observations import (
     CollectConditions,
     DropSites,
@@ -57,6 +57,25 @@ def posterior_adapter(
     ranks = {site.name: len(site.shape) for site in simulator.sites.values()}
     ranks |= {"inference_variables": 1, "inference_conditions": 1}
     return Adapter(transforms, ranks=ranks)
+
+
+def makes_prior_normal(adapter: Adapter) -> bool:
+    """Whether the prior of the inference variables is known to be N(0, I).
+
+    It is where each latent is mapped by its own prior's quantiles, and no step of the user's own
+    may change what comes of that.
+    """
+    steps = (
+        DropSites,
+        UnconstrainLatents,
+        StandardizeObserved,
+        MaskBeyondSize,
+        CollectSummaries,
+        CollectConditions,
+    )
+    maps = [m for t in adapter.transforms if isinstance(t, UnconstrainLatents) for m in t.maps]
+    derived = all(isinstance(transform, steps) for transform in adapter.transforms)
+    return derived and bool(maps) and all(m.by_prior for m in maps)
 
 
 def pilot_draws(simulator: ModelSimulator, pilot: Draws | None) -> dict[str, np.ndarray]:
