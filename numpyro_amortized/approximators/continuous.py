@@ -24,14 +24,22 @@ from numpyro_amortized.approximators.conditions import (
     map_in_chunks,
 )
 from numpyro_amortized.approximators.context import (
-    NetworkSpec,
     build_summary,
     context_of,
     make_network,
-    network_name,
+)
+from numpyro_amortized.approximators.hierarchy import (
+    InferenceSpec,
+    ancestral_draws,
+    check_spec,
+    describe_networks,
+    hierarchical_network,
+    local_draws,
+    number_of_groups,
+    resized,
 )
 from numpyro_amortized.approximators.predictive import ModelPredictive
-from numpyro_amortized.approximators.sources import Source
+from numpyro_amortized.approximators.sources import Source, as_source
 from numpyro_amortized.approximators.summaries import SummarySpec
 from numpyro_amortized.datasets import Batch
 from numpyro_amortized.networks.coupling_flow import CouplingFlow
@@ -54,11 +62,19 @@ class ContinuousApproximator(Approximator):
     :meth:`Adapter.for_likelihood`, the observed sites given the latents.
 
     :param source: a simulator, a data set, or a NumPyro model without arguments.
-    :param adapter: sites to network inputs, by default :meth:`Adapter.for_posterior`.
+    Where a plate of the model has many groups with latents of their own, and the model allows it,
+    the posterior is that of the global latents given all groups times, for each group, that of its
+    latents given the globals and its own data. Both are trained together.
+
+    :param adapter: sites to network inputs, by default :meth:`Adapter.for_posterior`, with
+        ``hierarchical=None``: printing the approximator tells which posterior it is, and why.
     :param inference_network: a class, a :func:`functools.partial` of one (``size``,
-        ``condition_size`` and ``rngs`` are supplied), or a ready module.
+        ``condition_size`` and ``rngs`` are supplied), or a ready module; where the posterior
+        factorizes over groups a mapping, ``{"globals": ..., "locals": ...}``, or one for both. By
+        default that of the locals is small, since it is evaluated for every group.
     :param summary_network: the same for the network that summarizes data (``size`` and ``rngs`` are
-        supplied), or a mapping of them where several arrays are summarized. By default
+        supplied), or a mapping of them where several arrays are summarized: by name of the site,
+        and by name of the plate for the set of groups. By default
         :class:`~numpyro_amortized.networks.DeepSet` for a set,
         :class:`~numpyro_amortized.networks.GRU` for a time series,
         :class:`~numpyro_amortized.networks.Convolution` for an image, and a
@@ -75,11 +91,14 @@ class ContinuousApproximator(Approximator):
         source: Source | Callable[[], object],
         *,
         adapter: Adapter | None = None,
-        inference_network: NetworkSpec = CouplingFlow,
+        inference_network: InferenceSpec = CouplingFlow,
         summary_network: SummarySpec | None = None,
         summary_regularizer: Callable[[Array], Array] | None = None,
         regularizer_weight: float = 1.0,
     ) -> None:
+        source = as_source(source)
+        if adapter is None and isinstance(source, ModelSimulator):
+            adapter = Adapter.for_posterior(source, hierarchical=None)
         super().__init__(
             source,
             adapter=adapter,
@@ -87,7 +106,9 @@ class ContinuousApproximator(Approximator):
             summary_regularizer=summary_regularizer,
             regularizer_weight=regularizer_weight,
         )
+        check_spec(inference_network, self.adapter.groups)
         self._inference_spec = inference_network
+        self._of_size: dict[int, ContinuousApproximator] = {}
         self._frozen: Any = None
 
     @property
@@ -100,7 +121,7 @@ class ContinuousApproximator(Approximator):
         }
 
     @property
-    def inference_network(self) -> NetworkSpec:
+    def inference_network(self) -> InferenceSpec:
         """The trained network; before ``fit``, what it is made from."""
         return self._inference_spec if self._modules is None else self._modules["inference_network"]
 
@@ -126,10 +147,11 @@ class ContinuousApproximator(Approximator):
         :raises RuntimeError: before ``fit``.
         """
         num_samples = check_num_samples(num_samples)
+        own = self.for_groups(conditions, any_sizes=True)
         graphdef, state = nnx.split(self._trained())
-        checked = self.check_conditions(conditions)
+        checked = own.check_conditions(conditions)
         keys = random.split(typed_key(rng_key), checked.num_datasets)
-        draw = partial(self._sample, graphdef, state, num_samples)
+        draw = partial(own._sample, graphdef, state, num_samples)
         return checked.unbatch(in_batches(draw, (keys, checked.values), batch_size))
 
     def sample_and_log_prob(
@@ -146,10 +168,11 @@ class ContinuousApproximator(Approximator):
             sites' own space, ``(num_conditions, num_samples)``.
         """
         num_samples = check_num_samples(num_samples)
+        own = self.for_groups(conditions)
         graphdef, state = nnx.split(self._trained())
-        checked = self.check_conditions(conditions)
+        checked = own.check_conditions(conditions)
         keys = random.split(typed_key(rng_key), checked.num_datasets)
-        draw = partial(self._sample_and_log_prob, graphdef, state, num_samples)
+        draw = partial(own._sample_and_log_prob, graphdef, state, num_samples)
         return checked.unbatch(in_batches(draw, (keys, checked.values), batch_size))
 
     def log_prob(self, data: Mapping[str, ArrayLike]) -> Array:
@@ -165,12 +188,13 @@ class ContinuousApproximator(Approximator):
         :raises RuntimeError: before ``fit``.
         """
         graphdef, state = nnx.split(self._trained())
-        sites, names = self.sites, self.inferred_sites
-        check_data_names(sites, names, data, self._varying_size)
-        given = given_names(sites, self._varying_size)
-        checked = self.check_conditions({name: data[name] for name in given})
+        own = self.for_groups(data)
+        sites, names = own.sites, own.inferred_sites
+        check_data_names(sites, names, data, own._varying_size)
+        given = given_names(sites, own._varying_size)
+        checked = own.check_conditions({name: data[name] for name in given})
         latents, has_samples = check_latents(sites, names, data, checked)
-        result = self._log_prob(graphdef, state, latents, checked.values)
+        result = own._log_prob(graphdef, state, latents, checked.values)
         return checked.unbatch(result if has_samples else result[:, 0])
 
     def posterior(self, conditions: Mapping[str, ArrayLike]) -> "AmortizedPosterior":
@@ -182,11 +206,71 @@ class ContinuousApproximator(Approximator):
         from numpyro_amortized.distributions import AmortizedPosterior, Frozen
 
         self._refuse_likelihood("posterior")
+        own = self.for_groups(conditions)
         graphdef, state = nnx.split(self._trained())
-        checked = self.check_conditions(conditions)
-        context = self.encode(graphdef, state, checked.values)
-        frozen = Frozen(self, graphdef, state)
+        checked = own.check_conditions(conditions)
+        context = own.encode(graphdef, state, checked.values)
+        frozen = Frozen(own, graphdef, state)
         return AmortizedPosterior(checked.unbatch(context), checked.unbatch(checked.values), frozen)
+
+    def ancestral_sample(
+        self,
+        rng_key: Array,
+        num_samples: int,
+        conditions: Mapping[str, ArrayLike],
+        ancestral_conditions: Mapping[str, ArrayLike],
+        *,
+        batch_size: int | None = None,
+    ) -> dict[str, Array]:
+        """Draws of the groups' latents, given the global ones and each group's own data.
+
+        Groups may be fewer or more than in training, and others than those that told the globals.
+
+        :param rng_key: a key.
+        :param num_samples: draws for each group.
+        :param conditions: values of the observed sites, one data set or a leading axis of them; of
+            any number of groups.
+        :param ancestral_conditions: values of the global latents, ``(num_conditions, num_samples,
+            *shape)``, such as draws of :meth:`sample`: one for each draw; or
+            ``(num_conditions, *shape)``, one for all. Others are let pass.
+        :param batch_size: data sets at a time, which bounds memory; by default all.
+        :return: values ``(num_conditions, num_groups, num_samples, ...)`` of the local latents,
+            without the first axis for one data set; what follows is the site's shape without its
+            axis of groups.
+        :raises ValueError: where the posterior does not factorize over groups, or values do not
+            fit.
+        :raises RuntimeError: before ``fit``.
+        """
+        num_samples = check_num_samples(num_samples)
+        own = self.for_groups(conditions, warn=False)
+        draw, checked, latents = ancestral_draws(
+            own, self._trained(), num_samples, conditions, ancestral_conditions
+        )
+        keys = random.split(typed_key(rng_key), checked.num_datasets)
+        return checked.unbatch(in_batches(draw, (keys, latents, checked.values), batch_size))
+
+    def for_groups(
+        self, conditions: Mapping[str, ArrayLike], *, any_sizes: bool = False, warn: bool = True
+    ) -> "ContinuousApproximator":
+        """This approximator for the number of groups in some data; itself where that is its own.
+
+        :param conditions: values of the observed sites.
+        :param any_sizes: whether data sets may be of several sizes, padded to the greatest.
+        :param warn: whether to warn of a number beyond that of the training.
+        :raises ValueError: where the model cannot have another number of groups.
+        """
+        groups = self.adapter.groups
+        if groups is None or not isinstance(conditions, Mapping):
+            return self
+        size = number_of_groups(self, groups, conditions, any_sizes=any_sizes, warn=warn)
+        if size is None:
+            return self
+        if size not in self._of_size:
+            source, adapter = resized(self, groups, size)
+            self._of_size[size] = ContinuousApproximator(source, adapter=adapter, **self.options)
+        other = self._of_size[size]
+        other._modules = self._modules  # networks are the same for any number of groups
+        return other
 
     def likelihood(self, latents: Mapping[str, ArrayLike]) -> "NeuralLikelihood":
         """The distribution of an observed site given the latents, for use in a NumPyro model.
@@ -198,7 +282,8 @@ class ContinuousApproximator(Approximator):
             observed sites before; the batch axes broadcast. Context and observed sites have the
             shape of one observation where observations are independent given the latents.
         :return: a distribution of batch shape ``batch``; under a plate, its observations.
-        :raises ValueError: where the adapter is none of a likelihood, or values do not fit.
+        :raises ValueError: where the adapter is none of a likelihood, or values do not
+            fit.
         :raises RuntimeError: before ``fit``.
         """
         from numpyro_amortized.likelihood import NeuralLikelihood
@@ -261,11 +346,12 @@ class ContinuousApproximator(Approximator):
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}", str(self.adapter)]
-        lines += [f"inference network: {network_name(self.inference_network)}"]
+        lines += describe_networks(self.inference_network, self.adapter.groups)
         lines += self._describe_summary()
         override = (
             "posterior(simulator, sites=..., sets={site: axis or None}, "
-            "series={site: axis or None}, images={site: axes or None}), summary_network=..."
+            "series={site: axis or None}, images={site: axes or None}, hierarchical=False), "
+            "summary_network=..."
         )
         if self.adapter.observations is not None:
             override = "likelihood(simulator, sets={site: axis or None})"
@@ -285,16 +371,20 @@ class ContinuousApproximator(Approximator):
         return ModelPredictive(self.source, self.inferred_sites)
 
     @property
-    def _size(self) -> int:
+    def num_variables(self) -> int:
+        """Length of the unconstrained vector of all inferred latents."""
         return self._row["inference_variables"].shape[-1]
 
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         modules, condition_size = build_summary(self._summary_spec, self._row, rngs)
-        spec, observations = self._inference_spec, self.adapter.observations
+        spec: Any = self._inference_spec
+        observations = self.adapter.observations
+        if self.adapter.groups is not None:
+            spec = hierarchical_network(spec, self.adapter.groups, modules["summary_network"])
         if observations is not None:
             spec = partial(Mixed, parts=observations.parts, flow=spec)
         modules["inference_network"] = make_network(
-            spec, rngs, size=self._size, condition_size=condition_size
+            spec, rngs, size=self.num_variables, condition_size=condition_size
         )
         return modules
 
@@ -303,7 +393,7 @@ class ContinuousApproximator(Approximator):
         losses = modules["inference_network"].loss(rng_key, variables, context)
         return losses.mean(tuple(range(1, losses.ndim)))  # over the members of each simulation
 
-    def _latents_at(self, vector: Array, given: Mapping[str, Array]) -> Batch:
+    def latents_at(self, vector: Array, given: Mapping[str, Array]) -> Batch:
         """Latents at one vector, shape ``(size,)``, for one data set."""
         context = {name: given[name] for name in given if self.sites[name].role == "context"}
         return self.adapter.inverse({"inference_variables": vector, **context})
@@ -359,7 +449,7 @@ class ContinuousApproximator(Approximator):
 
     def sites_at(self, vector: Array, observed: Mapping[str, Array]) -> Batch:
         """Latent and deterministic sites at one unconstrained vector, shape ``(size,)``."""
-        values = self._latents_at(vector, observed)
+        values = self.latents_at(vector, observed)
         latents = {name: values[name] for name in self.inferred_sites}
         if self.predictive is None:
             return latents
@@ -368,6 +458,11 @@ class ContinuousApproximator(Approximator):
     def _sites_at(self, vectors: Array, observed: Batch) -> Batch:
         """For vectors ``(num_conditions, num_samples, size)``."""
         return jax.vmap(jax.vmap(self.sites_at, in_axes=(0, None)))(vectors, observed)
+
+    @cached_property
+    def draw_locals(self) -> Callable[..., Batch]:
+        """Draws of the groups' latents, where the posterior factorizes over groups."""
+        return local_draws(self)
 
     @cached_property
     def _log_prob(self) -> Callable[..., Array]:
