@@ -16,7 +16,7 @@ from numpyro_amortized.adapters.summarized import Collection, Structure, Summari
 from numpyro_amortized.simulators.tracing import Site
 from numpyro_amortized.simulators.varying_size import VaryingSize
 
-__all__ = ["ArrangeGroups", "CollectGroups", "OneVector", "Factors"]
+__all__ = ["ArrangeGroups", "CollectGroups", "Factors", "OneVector"]
 
 
 class Factors(NamedTuple):

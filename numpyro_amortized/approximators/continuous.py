@@ -266,7 +266,8 @@ class ContinuousApproximator(Approximator):
         if size is None:
             return self
         if size not in self._of_size:
-            source, adapter = resized(self, groups, size)
+            with jax.ensure_compile_time_eval():  # it may be asked for first while tracing
+                source, adapter = resized(self, groups, size)
             self._of_size[size] = ContinuousApproximator(source, adapter=adapter, **self.options)
         other = self._of_size[size]
         other._modules = self._modules  # networks are the same for any number of groups
