@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Groups of data with latents of their own, which are independent given the global latents."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import product
+from math import prod
 from typing import NamedTuple
 
 import jax
@@ -47,7 +49,7 @@ class _Terms(NamedTuple):
 
 
 def find_hierarchy(
-    simulator: ModelSimulator, inferred: Sequence[str], pilot: Draws
+    simulator: ModelSimulator, inferred: Sequence[str], pilot: Draws, *, few: int = 0
 ) -> Hierarchy | Refusal | None:
     """Find the plate over whose groups the posterior factorizes.
 
@@ -59,6 +61,7 @@ def find_hierarchy(
     :param simulator: the traced model.
     :param inferred: names of the latents that are inferred.
     :param pilot: draws of all sites, a leading axis of simulations.
+    :param few: up to so many latent numbers, groups of a fixed number are refused.
     :return: the groups; why there are none; ``None`` where no latent shares a plate with data.
     """
     sites = simulator.sites
@@ -73,6 +76,11 @@ def find_hierarchy(
         )
     [plate] = plates
     axes = _axes(sites.values(), plate)
+    varying = simulator.varying_size
+    is_sized = varying is not None and any(site.name in varying.axes for site in latents)
+    numbers = sum(prod(site.shape) for site in latents)
+    if numbers <= few and not is_sized:
+        return Refusal(f"the latents of the groups are few, {numbers} numbers with the shared ones")
     if all(name in axes for name in inferred):
         return Refusal(f"no latent is shared by the groups of plate '{plate}'")
     marginal = [s.name for s in sites.values() if s.role == "latent" and s.name not in inferred]
@@ -142,6 +150,14 @@ def _arguments(simulator: ModelSimulator, size: int) -> dict[int, int]:
     }
 
 
+def _evaluator(
+    simulator: ModelSimulator, axes: Mapping[str, int]
+) -> Callable[[Mapping[str, np.ndarray]], _Terms]:
+    """Of draws with a leading axis."""
+    evaluate = jax.jit(jax.vmap(partial(_terms, simulator, axes)))
+    return lambda draws: jax.device_get(evaluate(dict(draws)))
+
+
 def _terms(simulator: ModelSimulator, axes: Mapping[str, int], values: Data) -> _Terms:
     trace = simulator.trace(random.key(0), values)
     groups, rest = [], []
@@ -157,11 +173,6 @@ def _terms(simulator: ModelSimulator, axes: Mapping[str, int], values: Data) -> 
     return _Terms(groups, rest)
 
 
-def _evaluated(simulator: ModelSimulator, axes: Mapping[str, int], values: Draws) -> _Terms:
-    terms = jax.jit(jax.vmap(lambda values: _terms(simulator, axes, values)))(dict(values))
-    return jax.device_get(terms)
-
-
 def _is_permuted(
     simulator: ModelSimulator,
     axes: Mapping[str, int],
@@ -170,7 +181,8 @@ def _is_permuted(
 ) -> bool:
     """Whether every group keeps its log density wherever it stands."""
     arguments = Arguments.of(simulator.model, simulator.args, simulator.kwargs)
-    before = _evaluated(simulator, axes, draws)
+    evaluate = _evaluator(simulator, axes)
+    before = evaluate(draws)
     generator = np.random.default_rng(0)
     size = before.groups[0].shape[1]
     # the first one is a plain shift, so that two groups are certainly exchanged
@@ -183,8 +195,10 @@ def _is_permuted(
             i: np.take(np.asarray(arguments.leaves[i]), order, axis=axis)
             for i, axis in covariates.items()
         }
-        same = simulator.with_arguments(*arguments.changed(changes))
-        after = _evaluated(same, axes, moved)
+        if changes:
+            same = simulator.with_arguments(*arguments.changed(changes))
+            evaluate = _evaluator(same, axes)
+        after = evaluate(moved)
         expected = [term[:, order] for term in before.groups]
         if not _agree((expected, before.rest), (after.groups, after.rest)):
             return False
@@ -199,7 +213,7 @@ def _is_independent(
     for name, axis in axes.items():
         first = np.moveaxis(changed[name], axis + 1, 1)
         first[:, 0] = np.roll(first[:, 0], 1, axis=0)  # a view: those of another simulation
-    before, after = (_evaluated(simulator, axes, values) for values in (draws, changed))
+    before, after = map(_evaluator(simulator, axes), (draws, changed))
     others = [[term[:, 1:] for term in terms.groups] for terms in (before, after)]
     return _agree((others[0], before.rest), (others[1], after.rest))
 

@@ -27,7 +27,7 @@ from numpyro_amortized.simulators.tracing import Site
 from numpyro_amortized.simulators.varying_size import VaryingSize
 
 _NUM_PILOTS = 2000
-_MANY = 16  # latent numbers, beyond which groups are inferred one by one
+_FEW = 16  # latent numbers, which are best inferred as one vector
 
 
 def posterior_adapter(
@@ -90,15 +90,10 @@ def _by_groups(
 ) -> list[Transform] | Refusal | None:
     """The steps where the posterior factorizes and groups are many, or else why not."""
     names = inferred_sites(simulator, sites, of_any_size=True)
-    hierarchy = find_hierarchy(simulator, names, pilot)
+    hierarchy = find_hierarchy(simulator, names, pilot, few=0 if insist else _FEW)
     if not isinstance(hierarchy, Hierarchy):
         return hierarchy
     latents = unconstrain_latents(simulator, names, pilot, prior_to_normal=prior_to_normal)
-    varying = simulator.varying_size
-    is_sized = varying is not None and any(name in varying.axes for name in names)
-    if latents.size <= _MANY and not insist and not is_sized:
-        few = f"those of {hierarchy.size} groups are few, {latents.size} numbers"
-        return Refusal(f"{few} with the global ones")
     own = {name: axis for name, axis in hierarchy.axes.items() if name in names}
     steps = data_steps(simulator, latents, hierarchy, pilot, overrides)
     if isinstance(steps, Refusal):

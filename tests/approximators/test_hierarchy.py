@@ -71,7 +71,7 @@ def test_it_says_what_it_does(groups, schools):
 def test_few_groups_are_one_vector():
     source = npa.ModelSimulator(models.eight_schools, models.SIGMA, y=models.EFFECTS)
     said = str(npa.ContinuousApproximator(source))
-    assert "one vector: those of 8 groups are few, 10 numbers" in said
+    assert "one vector: the latents of the groups are few, 10 numbers" in said
 
 
 def test_draws_have_the_density_that_comes_with_them(groups, schools):
