@@ -243,9 +243,7 @@ class ContinuousApproximator(Approximator):
         """
         num_samples = check_num_samples(num_samples)
         own = self.for_groups(conditions, warn=False)
-        draw, checked, latents = ancestral_draws(
-            own, self._trained(), num_samples, conditions, ancestral_conditions
-        )
+        draw, checked, latents = ancestral_draws(own, num_samples, conditions, ancestral_conditions)
         keys = random.split(typed_key(rng_key), checked.num_datasets)
         return checked.unbatch(in_batches(draw, (keys, latents, checked.values), batch_size))
 

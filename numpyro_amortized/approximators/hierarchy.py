@@ -147,7 +147,6 @@ def resized(
 
 def ancestral_draws(
     approximator: "ContinuousApproximator",
-    modules: nnx.Dict,
     num_samples: int,
     conditions: Mapping[str, ArrayLike],
     ancestral_conditions: Mapping[str, ArrayLike],
@@ -180,7 +179,7 @@ def ancestral_draws(
         name: jnp.broadcast_to(x, (len(x), num_samples, *x.shape[2:]))
         for name, x in latents.items()
     }
-    graphdef, state = nnx.split(modules)
+    graphdef, state = nnx.split(approximator.networks)
     return partial(approximator.draw_locals, graphdef, state), checked, latents
 
 

@@ -62,8 +62,8 @@ def summary_spec(
         for name, structure in structures.items()
     }
     if plate is not None:
-        small = {n: _OF_A_GROUP for n, each in networks.items() if each is DeepSet and n != plate}
-        networks |= small | dict(given or {})
+        small = {n: _OF_A_GROUP for n, each in networks.items() if each is DeepSet}
+        networks |= small | {plate: _OF_GROUPS} | dict(given or {})
         return partial(GroupSummary, plate=plate, over=networks.pop(plate), networks=networks)
     networks |= dict(given or {})
     if is_single or not networks:
@@ -71,7 +71,8 @@ def summary_spec(
     return partial(Fusion, networks=networks)
 
 
-# every group of every simulation is summarized in every step
+# small, since every group of every simulation is summarized in every step
+_OF_GROUPS = partial(DeepSet, widths=(32,), spread=True)
 _OF_A_GROUP = partial(DeepSet, summary_size=16, widths=(32,), embedding_size=32)
 
 

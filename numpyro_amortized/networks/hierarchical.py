@@ -2,6 +2,7 @@
 """Densities that factorize over groups, and the summaries of the groups."""
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any, final
 
 import jax
@@ -65,7 +66,19 @@ class GroupSummary(nnx.Module):
         :param masks: booleans ``(*batch, num_groups)`` and ``(*batch, num_groups, members)``, where
             there are any.
         """
-        masks = {} if masks is None else masks
+        batch = inputs[self.plate].shape[:-2]
+        num_rows = max(prod(x.shape[len(batch) : -1]) for x in inputs.values())
+        chunk = max(1, _rows() // num_rows)
+        if prod(batch) <= chunk:
+            return self._encode(inputs, masks or {})
+        arrays = (dict(inputs), dict(masks or {}))
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), arrays)
+        graphdef, state = nnx.split(self)
+        # to encode again costs less than to keep what many groups need
+        encode = jax.checkpoint(lambda x, mask: nnx.merge(graphdef, state)._encode(x, mask))
+        return _in_chunks(encode, flat, chunk).reshape(*batch, -1)
+
+    def _encode(self, inputs: Mapping[str, Array], masks: Mapping[str, Array]) -> Array:
         parts = [
             network(inputs[site], masks.get(site))
             for site, network in zip(self.sites, self.networks, strict=True)
@@ -133,7 +146,7 @@ class Hierarchical(DensityNetwork):
         def of_groups(rows: Array, groups: Array, rng_keys: Array) -> Array:
             return self.locals.log_prob(rows, _joined(own, groups))
 
-        terms = _over_groups(of_groups, rows, groups, np.prod(batch, dtype=int), random.key(0))
+        terms = _over_groups(of_groups, rows, groups, prod(batch), random.key(0))
         return self.globals.log_prob(own, shared) + _total(terms, there)
 
     def loss(self, rng_key: Array, variables: Array, context: Array) -> Array:
@@ -179,7 +192,7 @@ class Hierarchical(DensityNetwork):
         def of_groups(_: None, groups: Array, rng_keys: Array) -> tuple[Array, Array]:
             return self.locals.sample_and_log_prob(rng_keys[0], _joined(own, groups))
 
-        draw = _over_groups(of_groups, None, groups, np.prod(batch, dtype=int), rng_key)
+        draw = _over_groups(of_groups, None, groups, prod(batch), rng_key)
         rows, log_probs = draw
         return jnp.moveaxis(rows, 0, -2), log_probs
 
@@ -226,16 +239,20 @@ def _over_groups(
     """
     num_groups = groups.shape[-2]
     chunk = min(num_groups, max(1, _rows() // num_rows))
-    num_chunks = -(-num_groups // chunk)
     moved = jax.tree.map(lambda x: jnp.moveaxis(x, -2, 0), (rows, groups))
     arguments = (*moved, random.split(rng_key, num_groups))
-    if num_chunks == 1:
-        return function(*arguments)
+    return function(*arguments) if chunk == num_groups else _in_chunks(function, arguments, chunk)
+
+
+def _in_chunks(function: Callable[..., Any], arguments: tuple[Any, ...], chunk: int) -> Any:
+    """Map over the first axis, some entries at a time."""
+    length = len(jax.tree.leaves(arguments)[0])
+    num_chunks = -(-length // chunk)
     # the last chunk is filled up: a shorter one would be a second program
-    index = np.minimum(np.arange(num_chunks * chunk), num_groups - 1).reshape(num_chunks, chunk)
+    index = np.minimum(np.arange(num_chunks * chunk), length - 1).reshape(num_chunks, chunk)
     chunks = jax.tree.map(lambda x: x[index], arguments)
     results = lax.map(lambda each: function(*each), chunks)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_groups], results)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:length], results)
 
 
 def _rows() -> int:

@@ -179,5 +179,6 @@ def test_insisting_on_what_is_not_valid_is_refused():
     simulator = npa.ModelSimulator(shared_mean, Y[:, 0])
     with pytest.raises(ValueError, match=r"does not factorize.*depend on each other"):
         npa.Adapter.for_posterior(simulator, hierarchical=True)
-    flat = npa.Adapter.for_posterior(simulator, hierarchical=None)
+    many = npa.ModelSimulator(shared_mean, np.zeros(20))
+    flat = npa.Adapter.for_posterior(many, hierarchical=None)
     assert flat.groups is None and "depend on each other" in str(flat)
