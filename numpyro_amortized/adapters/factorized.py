@@ -204,12 +204,12 @@ def _resized(
         """All groups are alike."""
         return np.take(x, np.zeros(size, int), axis=axes[name]) if name in axes else x
 
-    vectors = [
+    mean, scale, heavy = (
         np.concatenate([np.ravel(grow(n, x)) for n, x in _pieces(latents, v).items()])
         for v in (latents.mean, latents.scale, latents.heavy)
-    ]
+    )
     maps = tuple(
         m._replace(shape=grow(m.name, np.zeros(m.shape)).shape) if m.name in axes else m
         for m in latents.maps
     )
-    return UnconstrainLatents(simulator, maps, *vectors, latents.needs)
+    return UnconstrainLatents(simulator, maps, mean, scale, heavy, latents.needs)

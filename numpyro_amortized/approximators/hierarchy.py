@@ -69,14 +69,15 @@ def hierarchical_network(
     spec: InferenceSpec, groups: CollectGroups, summary_network: Any
 ) -> NetworkSpec:
     """The network of the whole posterior, of which the sizes and random streams are missing."""
-    factors = groups.factors
+    factors, parts = groups.factors, _parts(spec)
     return partial(
         Hierarchical,
         num_globals=factors.num_globals,
         num_groups=factors.num_groups,
         group_size=summary_network.group_size,
         summary_size=summary_network.summary_size,
-        **_parts(spec),
+        globals=parts["globals"],
+        locals=parts["locals"],
     )
 
 

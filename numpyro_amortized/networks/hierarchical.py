@@ -72,11 +72,12 @@ class GroupSummary(nnx.Module):
         if prod(batch) <= chunk:
             return self._encode(inputs, masks or {})
         arrays = (dict(inputs), dict(masks or {}))
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), arrays)
+        flat = jax.tree.map(lambda x: x.reshape(prod(batch), *x.shape[len(batch) :]), arrays)
         graphdef, state = nnx.split(self)
         # to encode again costs less than to keep what many groups need
         encode = jax.checkpoint(lambda x, mask: nnx.merge(graphdef, state)._encode(x, mask))
-        return _in_chunks(encode, flat, chunk).reshape(*batch, -1)
+        encoded = _in_chunks(encode, flat, chunk)
+        return encoded.reshape(*batch, encoded.shape[-1])
 
     def _encode(self, inputs: Mapping[str, Array], masks: Mapping[str, Array]) -> Array:
         parts = [
@@ -252,7 +253,7 @@ def _in_chunks(function: Callable[..., Any], arguments: tuple[Any, ...], chunk: 
     index = np.minimum(np.arange(num_chunks * chunk), length - 1).reshape(num_chunks, chunk)
     chunks = jax.tree.map(lambda x: x[index], arguments)
     results = lax.map(lambda each: function(*each), chunks)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:length], results)
+    return jax.tree.map(lambda x: x.reshape(index.size, *x.shape[2:])[:length], results)
 
 
 def _rows() -> int:

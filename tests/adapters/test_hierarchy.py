@@ -12,6 +12,7 @@ from jax import random
 import numpyro_amortized as npa
 from numpyro_amortized.adapters.factorized import of_other_size
 from numpyro_amortized.adapters.hierarchy import Hierarchy, Refusal, find_hierarchy
+from numpyro_amortized.adapters.summarized import Structure
 from tests import models
 
 Y = np.zeros((6, 4))
@@ -31,6 +32,15 @@ def regressions(x, y):
         slope = numpyro.sample("slope", dist.Normal(0, scale))
     with numpyro.plate("group", y.shape[1]):
         numpyro.sample("y", dist.Normal((x @ slope).T, 1).to_event(1), obs=y.T)
+
+
+def panel(x, y, z):
+    """Every group has a time series, and three numbers at covariates that all share."""
+    scale = numpyro.sample("scale", dist.HalfNormal(1))
+    with numpyro.plate("group", len(y)):
+        step = numpyro.sample("step", dist.LogNormal(0, scale))
+        numpyro.sample("y", dist.GaussianRandomWalk(step, num_steps=y.shape[1]), obs=y)
+        numpyro.sample("z", dist.Normal(step[:, None] * x, 1).to_event(1), obs=z)
 
 
 def random_walk(y):
@@ -89,6 +99,12 @@ def test_arguments_travel_with_their_group():
     assert isinstance(equal, Hierarchy) and equal.covariates == {}
 
 
+def test_few_groups_are_refused_before_anything_is_computed():
+    simulator = npa.ModelSimulator(models.eight_schools, models.SIGMA, y=models.EFFECTS)
+    refusal = find_hierarchy(simulator, ["mu", "tau", "theta"], {}, few=10)
+    assert isinstance(refusal, Refusal) and "few, 10 numbers" in refusal.reason
+
+
 def test_context_travels_with_its_group():
     groups = found(
         models.schools_of,
@@ -130,6 +146,19 @@ def test_latents_left_out_must_be_those_of_groups():
     assert found(models.normal_mean, np.zeros(5)) is None
 
 
+@pytest.mark.verify
+def test_what_groups_have_is_collected_group_by_group():
+    arrays = (np.arange(3.0), np.zeros((7, 20)), np.zeros((7, 3)))
+    simulator = npa.ModelSimulator(panel, *arrays)
+    adapter = npa.Adapter.for_posterior(simulator, hierarchical=True)
+    assert adapter.structures == {"group": Structure.GROUPS, "y": Structure.SERIES}
+    draws = simulator.sample(random.key(0), 1)
+    summarized = adapter.forward(draws)["summary_variables"]
+    assert {n: x.shape for n, x in summarized.items()} == {"group": (1, 7, 3), "y": (1, 7, 20, 1)}
+    order = np.argsort(draws["y"][0], axis=0)  # of the groups, at every step
+    np.testing.assert_array_equal(np.argsort(summarized["y"][0, :, :, 0], axis=0), order)
+
+
 @pytest.fixture(scope="module")
 def adapter():
     """Groups on the last axis: the order of the network is another one than that of the sites."""
@@ -160,6 +189,7 @@ def _log_det_of_scale(scale):
     return terms - terms[0]
 
 
+@pytest.mark.verify
 def test_another_number_of_groups(adapter):
     _, by_groups = adapter
     x = np.random.default_rng(0).normal(size=(5, 2))

@@ -82,6 +82,7 @@ def test_draws_have_the_density_that_comes_with_them(groups):
     assert np.isfinite(log_q).all() and np.ptp(log_q) > 1
 
 
+@pytest.mark.verify
 def test_the_number_of_groups_may_vary(schools):
     assert "sigma: numbers of each group" in str(schools) and "varies from 3 to 6" in str(schools)
     draws = schools.sample(random.key(1), 4, schools_data(LOW))
@@ -91,6 +92,7 @@ def test_the_number_of_groups_may_vary(schools):
         schools.log_prob(several)
 
 
+@pytest.mark.verify
 def test_padding_does_not_matter(schools):
     """The networks see no more than the groups that are there."""
     names = ("sigma", "y")
@@ -131,23 +133,30 @@ def test_saved_and_loaded(groups, tmp_path):
     assert str(loaded) == str(groups)
 
 
-def test_few_groups_are_one_vector_and_networks_are_named_by_factor():
-    source = npa.ModelSimulator(models.eight_schools, models.SIGMA, y=models.EFFECTS)
-    flat = npa.ContinuousApproximator(source)
-    assert "one vector: the latents of the groups are few, 10 numbers" in str(flat)
-    with pytest.raises(ValueError, match="hierarchical=True"):
-        flat.ancestral_sample(random.key(0), 2, {"y": models.EFFECTS}, {"mu": 0.0})
-    with pytest.raises(ValueError, match="only where the posterior factorizes"):
-        npa.ContinuousApproximator(source, inference_network={"locals": FLOW})
-    adapter = npa.Adapter.for_posterior(source, hierarchical=True)
-    make = partial(npa.ContinuousApproximator, source, adapter=adapter)
+def test_networks_are_named_by_factor(groups, hierarchy):
+    make = partial(npa.ContinuousApproximator, groups.source, adapter=groups.adapter)
+    assert "CouplingFlow(depth=2) for the locals" in str(make())
+    assert "group: DeepSet(widths=(32,), spread=True)" in str(make())
     with pytest.raises(ValueError, match=r"names from .*got \['local'\]"):
         make(inference_network={"local": FLOW})
-    with pytest.raises(ValueError, match=r"got one of \['y'\]"):
-        make(summary_network={"y": DeepSet}).fit(random.key(0), epochs=1)
-    assert "CouplingFlow(depth=2) for the locals" in str(make())
+    with pytest.raises(ValueError, match=r"got one of \['x'\]"):
+        make(summary_network={"x": DeepSet}).fit(random.key(0), epochs=1)
+    with pytest.raises(ValueError, match="only where the posterior factorizes"):
+        npa.ContinuousApproximator(
+            hierarchy.source, adapter=hierarchy.adapter, inference_network={"locals": FLOW}
+        )
+    with pytest.raises(ValueError, match="hierarchical=True"):
+        hierarchy.ancestral_sample(random.key(0), 2, {"y": models.EFFECTS}, {"mu": 0.0})
+
+
+@pytest.mark.verify
+def test_covariates_of_other_groups_are_not_known():
+    source = npa.ModelSimulator(models.eight_schools, models.SIGMA, y=models.EFFECTS)
+    assert "one vector" in str(npa.ContinuousApproximator(source))
+    adapter = npa.Adapter.for_posterior(source, hierarchical=True)
+    schools = npa.ContinuousApproximator(source, adapter=adapter)
     with pytest.raises(ValueError, match=r"'sigma'.*has the length of the plate"):
-        make().for_groups({"y": np.zeros(9)}, warn=False)
+        schools.for_groups({"y": np.zeros(9)}, warn=False)
 
 
 @pytest.mark.verify
