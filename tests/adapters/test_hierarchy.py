@@ -205,6 +205,7 @@ def test_another_number_of_groups(adapter):
     )
 
 
+@pytest.mark.verify
 def test_insisting_on_what_is_not_valid_is_refused():
     simulator = npa.ModelSimulator(shared_mean, Y[:, 0])
     with pytest.raises(ValueError, match=r"does not factorize.*depend on each other"):

@@ -67,6 +67,7 @@ def test_the_density_is_the_product_of_its_factors(networks):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.verify
 def test_draws_have_the_density_in_chunks_too(networks, monkeypatch):
     summary, density = networks
     context = context_of(summary, data(NUM_GROUPS)[0])
