@@ -31,7 +31,7 @@ from numpyro_amortized.approximators.context import (
 from numpyro_amortized.approximators.hierarchy import (
     InferenceSpec,
     ancestral_draws,
-    check_spec,
+    check_options,
     describe_networks,
     hierarchical_network,
     local_draws,
@@ -106,7 +106,7 @@ class ContinuousApproximator(Approximator):
             summary_regularizer=summary_regularizer,
             regularizer_weight=regularizer_weight,
         )
-        check_spec(inference_network, self.adapter.groups)
+        check_options(inference_network, summary_regularizer, self.adapter.groups)
         self._inference_spec = inference_network
         self._of_size: dict[int, ContinuousApproximator] = {}
         self._frozen: Any = None

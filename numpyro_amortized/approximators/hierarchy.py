@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "InferenceSpec",
     "ancestral_draws",
-    "check_spec",
+    "check_options",
     "describe_networks",
     "hierarchical_network",
     "local_draws",
@@ -41,11 +41,22 @@ _PARTS = ("globals", "locals")
 _LOCALS = partial(CouplingFlow, depth=2)
 
 
-def check_spec(spec: InferenceSpec, groups: CollectGroups | None) -> None:
+def check_options(
+    spec: InferenceSpec,
+    summary_regularizer: Callable[[Array], Array] | None,
+    groups: CollectGroups | None,
+) -> None:
     """
     :raises ValueError: where a mapping of networks has other names than the factors, or there are
-        no factors; where one ready network is given for both.
+        no factors; where one ready network is given for both; where summaries are to be
+        regularized, of which there are two kinds.
     """
+    if groups is not None and summary_regularizer is not None:
+        raise ValueError(
+            "summary_regularizer: expected none where the posterior factorizes over groups: there "
+            "are summaries of each group and of all. Pass adapter=Adapter.for_posterior(simulator) "
+            "to infer all latents as one vector."
+        )
     if isinstance(spec, Mapping) and (groups is None or not spec.keys() <= set(_PARTS)):
         why = "" if groups else ", and only where the posterior factorizes over groups"
         raise ValueError(f"inference_network: expected names from {_PARTS}{why}, got {list(spec)}.")

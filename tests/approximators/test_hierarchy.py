@@ -139,6 +139,8 @@ def test_networks_are_named_by_factor(groups, hierarchy):
     assert "group: DeepSet(widths=(32,), spread=True)" in str(make())
     with pytest.raises(ValueError, match=r"names from .*got \['local'\]"):
         make(inference_network={"local": FLOW})
+    with pytest.raises(ValueError, match="summaries of each group and of all"):
+        make(summary_regularizer=jnp.sum)
     with pytest.raises(ValueError, match=r"got one of \['x'\]"):
         make(summary_network={"x": DeepSet}).fit(random.key(0), epochs=1)
     with pytest.raises(ValueError, match="only where the posterior factorizes"):
