@@ -59,7 +59,7 @@ class AmortizedPosterior(dist.Distribution):
         self.context = context
         self.observed = dict(observed)
         self.frozen = frozen
-        size = frozen.inference_network.size
+        size = frozen.approximator.num_variables
         super().__init__(context.shape[:-1], (size,), validate_args=validate_args)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:

@@ -85,6 +85,7 @@ def importance_sample(
     1. *Pareto smoothed importance sampling*, Vehtari, Simpson, Gelman, Yao and Gabry (2024).
     """
     num_samples = check_num_samples(num_samples)
+    approximator = approximator.for_groups(conditions)
     checked = approximator.check_conditions(conditions)
     predictive, given = model_and_data(approximator, checked)
     joint = predictive.joint

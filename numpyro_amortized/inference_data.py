@@ -40,6 +40,7 @@ def to_inference_data(
             f"num_samples: expected a multiple of {_NUM_CHAINS}, since draws are laid out as "
             f"{_NUM_CHAINS} chains, got {num_samples}."
         )
+    approximator = approximator.for_groups(conditions)
     checked = approximator.check_conditions(conditions)
     draw_key, predict_key, prior_key = random.split(typed_key(rng_key), 3)
     sites, log_q = approximator.sample_and_log_prob(draw_key, num_samples, checked.values)

@@ -3,9 +3,10 @@
 
 import matplotlib.image
 import numpy as np
+import pytest
 import xarray
 
-from examples import quickstart
+from examples import hierarchical, quickstart
 
 
 def test_quickstart(tmp_path, capsys, unoptimized):
@@ -18,4 +19,18 @@ def test_quickstart(tmp_path, capsys, unoptimized):
         assert tree["posterior"]["theta"].dims == ("chain", "draw", "school")
         assert np.isfinite(tree["posterior"]["theta"]).all()
     picture = matplotlib.image.imread(tmp_path / "results" / "eight_schools.png")
+    assert picture.ndim == 3 and picture.std() > 0.01
+
+
+@pytest.mark.verify
+def test_hierarchical(tmp_path, capsys):
+    hierarchical.main(["--fast", "--output", str(tmp_path / "results")])
+    printed = capsys.readouterr().out
+    for words in (
+        "q(mean, spread | all groups)",
+        "log odds of 150 hospitals",
+        "a further hospital",
+    ):
+        assert words in printed
+    picture = matplotlib.image.imread(tmp_path / "results" / "hospitals.png")
     assert picture.ndim == 3 and picture.std() > 0.01

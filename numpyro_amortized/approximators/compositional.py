@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from typing import Any, final
+from typing import Any, Self, final
 
 import jax
 from flax import nnx
@@ -105,6 +105,11 @@ class CompositionalApproximator(SingleDensityApproximator):
         """The trained network; before ``fit``, what it is made from."""
         return self._network("inference_network", self._inference_spec)
 
+    def for_groups(
+        self, conditions: Mapping[str, ArrayLike], *, any_sizes: bool = False, warn: bool = True
+    ) -> Self:
+        return self
+
     def density(self, modules: nnx.Dict) -> Composable:
         return modules["inference_network"]
 
@@ -178,7 +183,7 @@ class CompositionalApproximator(SingleDensityApproximator):
         modules, condition_size = build_summary(self._summary_spec, self._row, rngs)
         condition_size += not self._prior_is_normal  # the flag
         spec = _with_normal(self._inference_spec)
-        flow: Any = make_network(spec, rngs, size=self._size, condition_size=condition_size)
+        flow: Any = make_network(spec, rngs, size=self.num_variables, condition_size=condition_size)
         is_normal = self._prior_is_normal
         modules["inference_network"] = Composable(flow, prior_is_normal=is_normal)
         return modules
@@ -210,7 +215,7 @@ class CompositionalApproximator(SingleDensityApproximator):
                     num_levels=num_levels,
                     last=last,
                 )
-                values = jax.vmap(self._latents_at, in_axes=(0, None))(vectors, given)
+                values = jax.vmap(self.latents_at, in_axes=(0, None))(vectors, given)
                 return {name: values[name] for name in self.inferred_sites}
 
             return lax.map(one, (keys, contexts, given))

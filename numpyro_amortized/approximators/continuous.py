@@ -2,32 +2,43 @@
 """Approximators of densities of continuous variables."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any, final
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Self, final
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax import Array, random
 from jax.typing import ArrayLike
 
 from numpyro_amortized.adapters.adapter import Adapter
 from numpyro_amortized.adapters.observed_variables import ObservedMap
 from numpyro_amortized.approximators.chaining import chained
+from numpyro_amortized.approximators.conditions import check_num_samples, in_batches
 from numpyro_amortized.approximators.context import (
-    NetworkSpec,
     build_summary,
     context_of,
     make_network,
-    network_name,
 )
 from numpyro_amortized.approximators.density import SingleDensityApproximator
-from numpyro_amortized.approximators.sources import Source
+from numpyro_amortized.approximators.hierarchy import (
+    InferenceSpec,
+    ancestral_draws,
+    check_options,
+    describe_networks,
+    hierarchical_network,
+    local_draws,
+    number_of_groups,
+    resized,
+)
+from numpyro_amortized.approximators.sources import Source, as_source
 from numpyro_amortized.approximators.summaries import SummarySpec
 from numpyro_amortized.datasets import Batch
 from numpyro_amortized.networks.base import DensityNetwork
 from numpyro_amortized.networks.coupling_flow import CouplingFlow
 from numpyro_amortized.networks.mixed import Mixed
+from numpyro_amortized.simulators.base import typed_key
+from numpyro_amortized.simulators.model import ModelSimulator
 
 if TYPE_CHECKING:
     from numpyro_amortized.likelihood import FrozenLikelihood, NeuralLikelihood
@@ -40,12 +51,20 @@ class ContinuousApproximator(SingleDensityApproximator):
     What comes back from the adapter's ``inference_variables`` is inferred given the rest: with
     :meth:`Adapter.for_likelihood`, the observed sites given the latents.
 
+    Where a plate of the model has many groups with latents of their own, and the model allows it,
+    the posterior is that of the global latents given all groups times, for each group, that of its
+    latents given the globals and its own data. Both are trained together.
+
     :param source: a simulator, a data set, or a NumPyro model without arguments.
-    :param adapter: sites to network inputs, by default :meth:`Adapter.for_posterior`.
+    :param adapter: sites to network inputs, by default :meth:`Adapter.for_posterior`, with
+        ``hierarchical=None``: printing the approximator tells which posterior it is, and why.
     :param inference_network: a class, a :func:`functools.partial` of one (``size``,
-        ``condition_size`` and ``rngs`` are supplied), or a ready module.
+        ``condition_size`` and ``rngs`` are supplied), or a ready module; where the posterior
+        factorizes over groups a mapping, ``{"globals": ..., "locals": ...}``, or one for both. By
+        default that of the locals is small, since it is evaluated for every group.
     :param summary_network: the same for the network that summarizes data (``size`` and ``rngs`` are
-        supplied), or a mapping of them where several arrays are summarized. By default
+        supplied), or a mapping of them where several arrays are summarized: by name of the site,
+        and by name of the plate for the set of groups. By default
         :class:`~numpyro_amortized.networks.DeepSet` for a set,
         :class:`~numpyro_amortized.networks.GRU` for a time series,
         :class:`~numpyro_amortized.networks.Convolution` for an image, and a
@@ -62,11 +81,14 @@ class ContinuousApproximator(SingleDensityApproximator):
         source: Source | Callable[[], object],
         *,
         adapter: Adapter | None = None,
-        inference_network: NetworkSpec = CouplingFlow,
+        inference_network: InferenceSpec = CouplingFlow,
         summary_network: SummarySpec | None = None,
         summary_regularizer: Callable[[Array], Array] | None = None,
         regularizer_weight: float = 1.0,
     ) -> None:
+        source = as_source(source)
+        if adapter is None and isinstance(source, ModelSimulator):
+            adapter = Adapter.for_posterior(source, hierarchical=None)
         super().__init__(
             source,
             adapter=adapter,
@@ -74,7 +96,9 @@ class ContinuousApproximator(SingleDensityApproximator):
             summary_regularizer=summary_regularizer,
             regularizer_weight=regularizer_weight,
         )
+        check_options(inference_network, summary_regularizer, self.adapter.groups)
         self._inference_spec = inference_network
+        self._of_size: dict[int, ContinuousApproximator] = {}
         self._frozen: Any = None
 
     @property
@@ -87,12 +111,70 @@ class ContinuousApproximator(SingleDensityApproximator):
         }
 
     @property
-    def inference_network(self) -> NetworkSpec:
+    def inference_network(self) -> InferenceSpec:
         """The trained network; before ``fit``, what it is made from."""
-        return self._network("inference_network", self._inference_spec)
+        return self._inference_spec if self._modules is None else self._modules["inference_network"]
 
     def density(self, modules: nnx.Dict) -> DensityNetwork:
         return modules["inference_network"]
+
+    def ancestral_sample(
+        self,
+        rng_key: Array,
+        num_samples: int,
+        conditions: Mapping[str, ArrayLike],
+        ancestral_conditions: Mapping[str, ArrayLike],
+        *,
+        batch_size: int | None = None,
+    ) -> dict[str, Array]:
+        """Draws of the groups' latents, given the global ones and each group's own data.
+
+        Groups may be fewer or more than in training, and others than those that told the globals.
+
+        :param rng_key: a key.
+        :param num_samples: draws for each group.
+        :param conditions: values of the observed sites, one data set or a leading axis of them; of
+            any number of groups.
+        :param ancestral_conditions: values of the global latents, ``(num_conditions, num_samples,
+            *shape)``, such as draws of :meth:`sample`: one for each draw; or
+            ``(num_conditions, *shape)``, one for all. Others are let pass.
+        :param batch_size: data sets at a time, which bounds memory; by default all.
+        :return: values ``(num_conditions, num_groups, num_samples, ...)`` of the local latents,
+            without the first axis for one data set; what follows is the site's shape without its
+            axis of groups.
+        :raises ValueError: where the posterior does not factorize over groups, or values do not
+            fit.
+        :raises RuntimeError: before ``fit``.
+        """
+        num_samples = check_num_samples(num_samples)
+        own = self.for_groups(conditions, warn=False)
+        draw, checked, latents = ancestral_draws(own, num_samples, conditions, ancestral_conditions)
+        keys = random.split(typed_key(rng_key), checked.num_datasets)
+        return checked.unbatch(in_batches(draw, (keys, latents, checked.values), batch_size))
+
+    def for_groups(
+        self, conditions: Mapping[str, ArrayLike], *, any_sizes: bool = False, warn: bool = True
+    ) -> Self:
+        """This approximator for the number of groups in some data; itself where that is its own.
+
+        :param conditions: values of the observed sites.
+        :param any_sizes: whether data sets may be of several sizes, padded to the greatest.
+        :param warn: whether to warn of a number beyond that of the training.
+        :raises ValueError: where the model cannot have another number of groups.
+        """
+        groups = self.adapter.groups
+        if groups is None or not isinstance(conditions, Mapping):
+            return self
+        size = number_of_groups(self, groups, conditions, any_sizes=any_sizes, warn=warn)
+        if size is None:
+            return self
+        if size not in self._of_size:
+            with jax.ensure_compile_time_eval():  # it may be asked for first while tracing
+                source, adapter = resized(self, groups, size)
+            self._of_size[size] = ContinuousApproximator(source, adapter=adapter, **self.options)
+        other = self._of_size[size]
+        other._modules = self._modules  # networks are the same for any number of groups
+        return other
 
     def likelihood(self, latents: Mapping[str, ArrayLike]) -> "NeuralLikelihood":
         """The distribution of an observed site given the latents, for use in a NumPyro model.
@@ -136,11 +218,12 @@ class ContinuousApproximator(SingleDensityApproximator):
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}", str(self.adapter)]
-        lines += [f"inference network: {network_name(self.inference_network)}"]
+        lines += describe_networks(self.inference_network, self.adapter.groups)
         lines += self._describe_summary()
         override = (
             "posterior(simulator, sites=..., sets={site: axis or None}, "
-            "series={site: axis or None}, images={site: axes or None}), summary_network=..."
+            "series={site: axis or None}, images={site: axes or None}, hierarchical=False), "
+            "summary_network=..."
         )
         if self.adapter.observations is not None:
             override = "likelihood(simulator, sets={site: axis or None})"
@@ -153,11 +236,14 @@ class ContinuousApproximator(SingleDensityApproximator):
 
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         modules, condition_size = build_summary(self._summary_spec, self._row, rngs)
-        spec, observations = self._inference_spec, self.adapter.observations
+        spec: Any = self._inference_spec
+        observations = self.adapter.observations
+        if self.adapter.groups is not None:
+            spec = hierarchical_network(spec, self.adapter.groups, modules["summary_network"])
         if observations is not None:
             spec = partial(Mixed, parts=observations.parts, flow=spec)
         modules["inference_network"] = make_network(
-            spec, rngs, size=self._size, condition_size=condition_size
+            spec, rngs, size=self.num_variables, condition_size=condition_size
         )
         return modules
 
@@ -165,3 +251,8 @@ class ContinuousApproximator(SingleDensityApproximator):
         variables, context = inputs["inference_variables"], context_of(modules, inputs)
         losses = modules["inference_network"].loss(rng_key, variables, context)
         return losses.mean(tuple(range(1, losses.ndim)))  # over the members of each simulation
+
+    @cached_property
+    def draw_locals(self) -> Callable[..., Batch]:
+        """Draws of the groups' latents, where the posterior factorizes over groups."""
+        return local_draws(self)

@@ -4,7 +4,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,18 @@ class DensityApproximator(LatentApproximator):
         :raises ValueError: where there is none, with the reason.
         """
 
+    @abstractmethod
+    def for_groups(
+        self, conditions: Mapping[str, ArrayLike], *, any_sizes: bool = False, warn: bool = True
+    ) -> Self:
+        """This approximator for the number of groups in some data; itself where that is its own.
+
+        :param conditions: values of the observed sites.
+        :param any_sizes: whether data sets may be of several sizes, padded to the greatest.
+        :param warn: whether to warn of a number beyond that of the training.
+        :raises ValueError: where the model cannot have another number of groups.
+        """
+
     def sample_and_log_prob(
         self,
         rng_key: Array,
@@ -55,10 +67,11 @@ class DensityApproximator(LatentApproximator):
             sites' own space, ``(num_conditions, num_samples)``.
         """
         num_samples = check_num_samples(num_samples)
+        own = self.for_groups(conditions)
         graphdef, state = nnx.split(self._trained())
-        checked = self.check_conditions(conditions)
+        checked = own.check_conditions(conditions)
         keys = random.split(typed_key(rng_key), checked.num_datasets)
-        draw = partial(self._sample_and_log_prob, graphdef, state, num_samples)
+        draw = partial(own._sample_and_log_prob, graphdef, state, num_samples)
         return checked.unbatch(in_batches(draw, (keys, checked.values), batch_size))
 
     def posterior(self, conditions: Mapping[str, ArrayLike]) -> "AmortizedPosterior":
@@ -70,10 +83,11 @@ class DensityApproximator(LatentApproximator):
         from numpyro_amortized.distributions import AmortizedPosterior, Frozen
 
         self._refuse_likelihood("posterior")
+        own = self.for_groups(conditions)
         modules = self._trained()
-        checked = self.check_conditions(conditions)
-        context = self.encode(*nnx.split(modules), checked.values)
-        frozen = Frozen(self, self.density(modules))
+        checked = own.check_conditions(conditions)
+        context = own.encode(*nnx.split(modules), checked.values)
+        frozen = Frozen(own, own.density(modules))
         return AmortizedPosterior(checked.unbatch(context), checked.unbatch(checked.values), frozen)
 
     def to_inference_data(
@@ -179,10 +193,11 @@ class SingleDensityApproximator(DensityApproximator):
         :raises RuntimeError: before ``fit``.
         """
         num_samples = check_num_samples(num_samples)
+        own = self.for_groups(conditions, any_sizes=True)
         graphdef, state = nnx.split(self._trained())
-        checked = self.check_conditions(conditions)
+        checked = own.check_conditions(conditions)
         keys = random.split(typed_key(rng_key), checked.num_datasets)
-        draw = partial(self._sample, graphdef, state, num_samples)
+        draw = partial(own._sample, graphdef, state, num_samples)
         return checked.unbatch(in_batches(draw, (keys, checked.values), batch_size))
 
     def log_prob(self, data: Mapping[str, ArrayLike]) -> Array:
@@ -197,8 +212,9 @@ class SingleDensityApproximator(DensityApproximator):
         :raises ValueError: where the values do not fit the model.
         :raises RuntimeError: before ``fit``.
         """
+        own = self.for_groups(data)
         graphdef, state = nnx.split(self._trained())
-        return self._at_data(data, partial(self._log_prob, graphdef, state))
+        return own._at_data(data, partial(own._log_prob, graphdef, state))
 
     @cached_property
     def _sample(self) -> Callable[..., Batch]:

@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, final
+from typing import Any, Literal, Self, final
 
 import jax
 import jax.numpy as jnp
@@ -215,6 +215,11 @@ class EnsembleApproximator(DensityApproximator):
             return each
         outer = dict.fromkeys(key for found in each.values() for key in found)
         return {key: {n: x[key] for n, x in each.items() if key in x} for key in outer}
+
+    def for_groups(
+        self, conditions: Mapping[str, ArrayLike], *, any_sizes: bool = False, warn: bool = True
+    ) -> Self:
+        return self
 
     def density(self, modules: nnx.Dict) -> NetworkMixture:
         members = self._densities().items()

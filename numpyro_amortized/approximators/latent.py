@@ -50,7 +50,7 @@ class LatentApproximator(Approximator):
 
     def sites_at(self, vector: Array, observed: Mapping[str, Array]) -> Batch:
         """Latent and deterministic sites at one unconstrained vector, shape ``(size,)``."""
-        values = self._latents_at(vector, observed)
+        values = self.latents_at(vector, observed)
         latents = {name: values[name] for name in self.inferred_sites}
         if self.predictive is None:
             return latents
@@ -66,7 +66,8 @@ class LatentApproximator(Approximator):
         return (*self.inferred_sites, *given)
 
     @property
-    def _size(self) -> int:
+    def num_variables(self) -> int:
+        """Length of the unconstrained vector of all inferred latents."""
         return self._row["inference_variables"].shape[-1]
 
     def _at_data(
@@ -88,7 +89,7 @@ class LatentApproximator(Approximator):
         result = function(latents, checked.values)
         return checked.unbatch(result if has_samples else result[:, 0])
 
-    def _latents_at(self, vector: Array, given: Mapping[str, Array]) -> Batch:
+    def latents_at(self, vector: Array, given: Mapping[str, Array]) -> Batch:
         """Latents at one vector, shape ``(size,)``, for one data set."""
         context = {name: given[name] for name in given if self.sites[name].role == "context"}
         return self.adapter.inverse({"inference_variables": vector, **context})

@@ -108,7 +108,11 @@ class RatioApproximator(LatentApproximator):
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         modules, condition_size = build_summary(self._summary_spec, self._row, rngs)
         modules["inference_network"] = make_network(
-            self._inference_spec, rngs, size=self._size, out_size=1, context_size=condition_size
+            self._inference_spec,
+            rngs,
+            size=self.num_variables,
+            out_size=1,
+            context_size=condition_size,
         )
         return modules
 

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from math import prod
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, Self, final
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +137,11 @@ class ScoringRuleApproximator(SingleDensityApproximator):
             nested.setdefault(outer, {})[inner] = heads
         return nested
 
+    def for_groups(
+        self, conditions: Mapping[str, ArrayLike], *, any_sizes: bool = False, warn: bool = True
+    ) -> Self:
+        return self
+
     def density(self, modules: nnx.Dict) -> DensityNetwork:
         if self._parametric is None:
             raise ValueError(
@@ -191,7 +196,7 @@ class ScoringRuleApproximator(SingleDensityApproximator):
 
     @cached_property
     def _tasks(self) -> list[_Task]:
-        places = increasing_sites(self._latents_at, *self._probes, self.inferred_sites)
+        places = increasing_sites(self.latents_at, *self._probes, self.inferred_sites)
         return [
             _Task(
                 site.name,
@@ -230,7 +235,7 @@ class ScoringRuleApproximator(SingleDensityApproximator):
             )
         if self._parametric is not None:
             modules["density"] = Parametric(
-                self._size,
+                self.num_variables,
                 condition_size,
                 rule=self._parametric,
                 subnet=self._subnet_spec,
@@ -288,7 +293,7 @@ class ScoringRuleApproximator(SingleDensityApproximator):
 
     def _carried(self, task: _Task, values: Array, given: Batch) -> Array:
         """Through the map of the site, which depends on its own variables alone."""
-        vectors = jnp.zeros((len(values), self._size))
+        vectors = jnp.zeros((len(values), self.num_variables))
         assert task.places is not None
         vectors = vectors.at[:, task.places.ravel()].set(values)
-        return jax.vmap(self._latents_at)(vectors, given)[task.site]
+        return jax.vmap(self.latents_at)(vectors, given)[task.site]

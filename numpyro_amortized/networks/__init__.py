@@ -11,6 +11,7 @@ from numpyro_amortized.networks.diffusion import DiffusionModel
 from numpyro_amortized.networks.flow_matching import FlowMatching, OptimalTransport
 from numpyro_amortized.networks.fusion import Fusion
 from numpyro_amortized.networks.gru import GRU
+from numpyro_amortized.networks.hierarchical import GroupSummary, Hierarchical
 from numpyro_amortized.networks.mixed import Categorical, Discretized, Mixed
 from numpyro_amortized.networks.mlp import MLP
 from numpyro_amortized.networks.ode import Adaptive, FixedStep
@@ -38,6 +39,8 @@ __all__ = [
     "FixedStep",
     "FlowMatching",
     "Fusion",
+    "GroupSummary",
+    "Hierarchical",
     "InferenceNetwork",
     "Mixed",
     "OptimalTransport",
