@@ -33,6 +33,7 @@ from numpyro_amortized.approximators.context import (
 from numpyro_amortized.approximators.predictive import ModelPredictive
 from numpyro_amortized.approximators.sources import Source
 from numpyro_amortized.approximators.summaries import SummarySpec
+from numpyro_amortized.approximators.vector_density import VectorDensity
 from numpyro_amortized.datasets import Batch
 from numpyro_amortized.networks.coupling_flow import CouplingFlow
 from numpyro_amortized.networks.mixed import Mixed
@@ -89,6 +90,7 @@ class ContinuousApproximator(Approximator):
         )
         self._inference_spec = inference_network
         self._frozen: Any = None
+        self._densities: dict[ModelPredictive, VectorDensity] = {}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -284,8 +286,19 @@ class ContinuousApproximator(Approximator):
             return None
         return ModelPredictive(self.source, self.inferred_sites)
 
+    def vector_density(self, predictive: ModelPredictive) -> VectorDensity:
+        """The joint density at vectors of the network's space; the same one at every call.
+
+        :param predictive: the model of the data's size.
+        :raises ValueError: where it is not known, with the site and the reason.
+        """
+        if predictive not in self._densities:
+            self._densities[predictive] = VectorDensity(self, predictive)
+        return self._densities[predictive]
+
     @property
-    def _size(self) -> int:
+    def size(self) -> int:
+        """Length of the unconstrained vector of all inferred latents."""
         return self._row["inference_variables"].shape[-1]
 
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
@@ -294,7 +307,7 @@ class ContinuousApproximator(Approximator):
         if observations is not None:
             spec = partial(Mixed, parts=observations.parts, flow=spec)
         modules["inference_network"] = make_network(
-            spec, rngs, size=self._size, condition_size=condition_size
+            spec, rngs, size=self.size, condition_size=condition_size
         )
         return modules
 
@@ -318,7 +331,7 @@ class ContinuousApproximator(Approximator):
         return jax.vmap(jax.vmap(one, in_axes=(0, None)))(latents, observed)
 
     @cached_property
-    def _draw(self) -> Callable[..., tuple[Array, Array]]:
+    def draw_vectors(self) -> Callable[..., tuple[Array, Array]]:
         """Draws and their log densities in the network's space, for each key and data set."""
 
         def draw(
@@ -340,7 +353,7 @@ class ContinuousApproximator(Approximator):
         def sample(
             graphdef: nnx.GraphDef, state: nnx.State, num_samples: int, keys: Array, observed: Batch
         ) -> Batch:
-            vectors, _ = self._draw(graphdef, state, num_samples, keys, observed)
+            vectors, _ = self.draw_vectors(graphdef, state, num_samples, keys, observed)
             return self._sites_at(vectors, observed)
 
         return jax.jit(sample, static_argnums=(0, 2))
@@ -350,7 +363,7 @@ class ContinuousApproximator(Approximator):
         def sample(
             graphdef: nnx.GraphDef, state: nnx.State, num_samples: int, keys: Array, observed: Batch
         ) -> tuple[Batch, Array]:
-            vectors, log_q = self._draw(graphdef, state, num_samples, keys, observed)
+            vectors, log_q = self.draw_vectors(graphdef, state, num_samples, keys, observed)
             sites = self._sites_at(vectors, observed)
             latents = {name: sites[name] for name in self.inferred_sites}
             return sites, log_q + self._variables_at(latents, observed)[1]
