@@ -93,8 +93,9 @@ def describe(
     groups["constant_data"] |= {n: x for n, x in shown.items() if roles[n] == "context"}
     tree = _tree(groups, described, is_batch=checked.is_batch)
     dims = ["dataset"] if checked.is_batch else []
-    for name, value in checked.unbatch(dict(draws.dataset_stats)).items():
-        tree["sample_stats"][name] = (dims, np.asarray(value))
+    of_datasets = checked.unbatch(dict(draws.dataset_stats))
+    stats = tree["sample_stats"].to_dataset()
+    tree["sample_stats"].dataset = stats.assign({n: (dims, x) for n, x in of_datasets.items()})
     return tree
 
 

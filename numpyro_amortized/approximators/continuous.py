@@ -331,6 +331,15 @@ class ContinuousApproximator(Approximator):
         return jax.vmap(jax.vmap(one, in_axes=(0, None)))(latents, observed)
 
     @cached_property
+    def to_vectors(self) -> Callable[[Batch, Batch], Array]:
+        """Unconstrained vectors ``(num_conditions, size)`` of latents, one draw per data set."""
+
+        def one(latents: Batch, given: Batch) -> Array:
+            return self.adapter.forward({**latents, **given})["inference_variables"]
+
+        return jax.jit(jax.vmap(one))
+
+    @cached_property
     def draw_vectors(self) -> Callable[..., tuple[Array, Array]]:
         """Draws and their log densities in the network's space, for each key and data set."""
 
