@@ -27,9 +27,7 @@ class VectorDensity:
     :raises ValueError: where the density is not known, with the site and the reason.
     """
 
-    def __init__(
-        self, approximator: "ContinuousApproximator", predictive: ModelPredictive
-    ) -> None:
+    def __init__(self, approximator: "ContinuousApproximator", predictive: ModelPredictive) -> None:
         self.approximator, self.joint = approximator, predictive.joint
         self._programs: dict[Callable[..., Any], Callable[..., Any]] = {}
 

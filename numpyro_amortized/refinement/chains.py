@@ -132,9 +132,7 @@ def run_chains(
     )
 
 
-def _starts(
-    rng_key: Array, chains: _Chains, weighted: Weighted, dispersed: np.ndarray
-) -> Points:
+def _starts(rng_key: Array, chains: _Chains, weighted: Weighted, dispersed: np.ndarray) -> Points:
     """Half of the superchains at draws of high weight, all different, half at prior points."""
     half = _NUM_SUPERCHAINS // 2
     best = weighted.proposals.log_weights + random.gumbel(rng_key, (weighted.num_draws,))

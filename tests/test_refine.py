@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From amortized posteriors to exact ones."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from jax import random
+
+import numpyro_amortized as npa
+from numpyro_amortized.refinement.convergence import nested_rhat
+from tests import models
+from tests.bimodal import TwoNormals, squared, squared_posterior
+
+NUM_SAMPLES = 2000
+# of as many draws as effective ones, the standard error of a mean is 0.022 sd, that of a standard
+# deviation 0.016
+MEAN_ERROR, SD_ERROR = 5 * 0.022, 5 * 0.016
+
+
+def draws_of(tree, name):
+    """Values ``(num_samples, ...)``."""
+    values = tree["posterior"][name].values
+    return values.reshape(-1, *values.shape[2:])
+
+
+def check_normal_mean(tree, y):
+    draws = draws_of(tree, "mu")
+    mean, sd = models.normal_mean_posterior(y)
+    assert np.abs((draws.mean(0) - mean) / sd).max() < MEAN_ERROR
+    assert np.abs(draws.std(0) / sd - 1).max() < SD_ERROR
+
+
+def test_a_conjugate_model_needs_no_chains(normal_mean):
+    y = np.asarray(normal_mean.source.sample(random.key(5), 40)["y"])
+    tree = npa.refine(random.key(0), normal_mean, {"y": y}, num_samples=NUM_SAMPLES)
+    stats = tree["sample_stats"]
+    assert (stats["step"] == "resampled").mean() >= 0.95
+    assert (stats["ess"] >= NUM_SAMPLES).all()
+    assert np.isnan(stats["nested_rhat"][stats["step"] == "resampled"]).all()
+    check_normal_mean(tree, y)
+
+
+@pytest.fixture(scope="module")
+def bad(approximate, unoptimized_module):
+    """Ten training steps."""
+    approximator = approximate(models.normal_mean, np.zeros(10))
+    approximator.fit(random.key(0), epochs=1, num_batches=10, progress_bar=False)
+    return approximator
+
+
+@pytest.fixture(scope="module")
+def data(bad):
+    """The last data set is far outside of the prior predictive."""
+    y = np.array(bad.source.sample(random.key(6), 3)["y"])
+    y[2] += 20
+    return y
+
+
+@pytest.fixture(scope="module")
+def batch(bad, data):
+    return npa.refine(random.key(1), bad, {"y": data}, num_samples=NUM_SAMPLES)
+
+
+def test_each_data_set_takes_the_step_that_it_needs(batch, data):
+    stats = batch["sample_stats"].dataset
+    assert stats["step"].dims == ("dataset",)
+    assert stats["step"][:2].values.tolist() == ["resampled"] * 2
+    assert stats["step"][2] == "mcmc"
+    # both the weights and the summaries tell
+    assert stats["pareto_k"][2] > 0.7 or stats["importance_ess"][2] < NUM_SAMPLES
+    assert stats["ood_p_value"][2] < 0.01 < stats["ood_p_value"][0]
+    assert stats["ood_distance"][2] > 10 * stats["ood_distance"][0]
+    assert stats["nested_rhat"][2] <= 1.01
+    assert (stats["ess"] >= NUM_SAMPLES).all()
+    assert stats["num_log_densities"][2] > stats["num_log_densities"][0] >= NUM_SAMPLES
+
+
+def test_all_of_them_end_at_the_exact_posterior(batch, data):
+    check_normal_mean(batch, data)
+
+
+def test_the_tree_is_that_of_to_inference_data(batch, bad, data):
+    plain = bad.to_inference_data(random.key(0), {"y": data}, num_samples=NUM_SAMPLES)
+    assert set(batch.children) == set(plain.children)
+    for group in set(plain.children) - {"sample_stats"}:
+        assert batch[group].sizes == plain[group].sizes
+        assert set(batch[group].data_vars) == set(plain[group].data_vars)
+    # the density of each draw, in the network's space, where mu is standard normal already
+    log_joint = batch["log_likelihood"]["y"].sum("n") + batch["log_prior"]["mu"]
+    np.testing.assert_allclose(batch["sample_stats"]["lp"], log_joint, rtol=1e-3, atol=1e-2)
+
+
+def test_a_second_call_compiles_nothing(batch, bad, data, compilations):
+    before = len(compilations)
+    other = npa.refine(random.key(2), bad, {"y": data[::-1] + 0.5}, num_samples=NUM_SAMPLES)
+    assert len(compilations) == before
+    assert other["sample_stats"]["step"][0] == "mcmc"
+
+
+def test_one_data_set_and_reproducible(normal_mean, data):
+    trees = [
+        npa.refine(random.key(3), normal_mean, {"y": data[0]}, num_samples=400) for _ in range(2)
+    ]
+    assert trees[0]["posterior"]["mu"].dims == ("chain", "draw")
+    assert trees[0]["sample_stats"]["step"].shape == ()
+    np.testing.assert_array_equal(*(tree["posterior"]["mu"] for tree in trees))
+
+
+def bimodal(scale):
+    simulator = npa.ModelSimulator(squared, x=np.zeros(()))
+    network = partial(TwoNormals, scale=scale)
+    approximator = npa.ContinuousApproximator(simulator, inference_network=network)
+    approximator.fit(random.key(0), epochs=1, num_batches=2, progress_bar=False)
+    return approximator
+
+
+def test_chains_give_modes_their_weights(unoptimized):
+    """Modes of the network that are too narrow for importance weights, and of wrong weights."""
+    tree = npa.refine(random.key(0), bimodal(0.03), {"x": 1.0}, num_samples=NUM_SAMPLES)
+    assert tree["sample_stats"]["step"] == "mcmc"
+    theta = draws_of(tree, "theta")
+    assert abs((theta > 0).mean() - 0.5) < 0.05
+    mean, sd = squared_posterior(1.0)
+    assert abs(np.abs(theta).mean() - mean) < MEAN_ERROR * sd
+    assert abs(np.abs(theta).std() / sd - 1) < SD_ERROR
+
+
+def test_it_says_what_it_could_not_do(unoptimized):
+    """A round of the chains has fewer draws than are wanted."""
+    with pytest.warns(UserWarning, match=r"data sets \[1\] did not agree .*`max_rounds`"):
+        tree = npa.refine(
+            random.key(0),
+            bimodal(0.1),
+            {"x": np.array([1.0, 9.0])},
+            num_samples=12_000,
+            max_rounds=1,
+        )
+    assert tree["sample_stats"]["step"].values.tolist() == ["resampled", "unresolved"]
+
+
+def test_nested_rhat():
+    """Chains that stay near their starts are seen, those that forgot them are not."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(200, 32, 3))
+    assert nested_rhat(draws, 8) < 1.01
+    draws[..., 1] += np.repeat(rng.normal(size=8), 4)
+    starts, within = np.var(draws[..., 1].mean(0).reshape(8, 4).mean(1), ddof=1), 1.0
+    assert nested_rhat(draws, 8) == pytest.approx(np.sqrt(1 + starts / within), rel=0.02)
+
+
+def test_refusals(approximate, hierarchy, unoptimized):
+    partial_model = approximate(
+        models.eight_schools, models.SIGMA, models.EFFECTS, sites=("mu", "tau")
+    )
+    partial_model.fit(random.key(0), epochs=1, num_batches=2, progress_bar=False)
+    data = {"y": models.EFFECTS}
+    with pytest.raises(ValueError, match=r"\['theta'\] are latent, but not inferred"):
+        npa.refine(random.key(0), partial_model, data)
+    with pytest.raises(ValueError, match="num_samples: expected a multiple of 4"):
+        npa.refine(random.key(0), hierarchy, data, num_samples=10)
+    with pytest.raises(ValueError, match="max_rounds: expected a positive integer, got 0"):
+        npa.refine(random.key(0), hierarchy, data, max_rounds=0)
+    untrained = approximate(models.normal_mean, np.zeros(3))
+    with pytest.raises(RuntimeError, match="not trained"):
+        npa.refine(random.key(0), untrained, {"y": np.zeros(3)})
