@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulation-based inference benchmark after `refine`, beside the amortized draws and NUTS.
 
-``python -m benchmarks.refine``: for every task one training on a bank of 10,000 simulations with the
-defaults, and for each of five observations 10,000 draws of the amortized posterior, 10,000 after
-`refine`, and 10,000 of NUTS in four chains; each is told apart from the reference by a classifier.
+``python -m benchmarks.refine``: for every task one training on a bank of 10,000 simulations with
+the defaults, and for each of five observations 10,000 draws of the amortized posterior, 10,000
+after `refine`, and 10,000 of NUTS in four chains; each is told apart from the reference by a
+classifier.
 """
 
 import argparse

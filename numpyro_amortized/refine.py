@@ -3,6 +3,7 @@
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -15,7 +16,8 @@ from numpyro_amortized.approximators.conditions import check_positive
 from numpyro_amortized.approximators.vector_density import VectorDensity
 from numpyro_amortized.importance import model_and_data
 from numpyro_amortized.inference_data import Draws, check_chains, describe
-from numpyro_amortized.refinement.chains import run_chains
+from numpyro_amortized.refinement.chains import Chained, run_chains
+from numpyro_amortized.refinement.missed import missed_mass
 from numpyro_amortized.refinement.proposals import DataSets, Proposer
 from numpyro_amortized.refinement.unusual import compare_with_prior
 from numpyro_amortized.refinement.weighting import Weighted, resampled, weigh
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["refine"]
 
 _UNUSUAL = 0.01  # p-value below which the networks are not trusted with the data
+_MISSED = 0.01  # share of the posterior that the networks may not draw
 _MOST_PROPOSALS = 64  # for each draw that is wanted
 
 
@@ -58,13 +61,14 @@ def refine(
     2. Draws of the amortized posterior are weighted by the model's joint density, and resampled
        where the weights can be trusted: Pareto k-hat is at most ``min(1 - 1 / log10(S), 0.7)``
        (0.5 for unusual data) [1], or the weights are nearly all equal, and the effective
-       sample size reaches ``num_samples``. The number S of draws is doubled until then.
+       sample size reaches ``num_samples``. The number S of draws is doubled until then. Draws of
+       the prior check that no more than 1 % of the posterior is missed.
     3. Otherwise 128 Markov chains start from such draws and from points all over the prior. They
        move by NUTS, and jump to draws of the amortized posterior by independence-Metropolis
        moves, so that modes get their weights. They go on until nested R-hat is at most 1.01 [2]
        and the effective sample size reaches ``num_samples``.
 
-    Where that fails too, a warning names the data sets; their draws are the last ones of the chains.
+    Where that fails too, a warning names the data sets, whose draws are the last of the chains.
 
     :param rng_key: a key.
     :param approximator: trained, of a NumPyro model whose joint density is known.
@@ -77,8 +81,10 @@ def refine(
         ``lp`` is the log joint density of each draw in the networks' space, and for each
         data set: ``step``, which is ``"resampled"``, ``"mcmc"`` or ``"unresolved"``;
         ``pareto_k`` and ``importance_ess`` of the weights; ``ess`` behind the draws;
-        ``ood_distance`` and ``ood_p_value`` of the data; ``nested_rhat`` and ``num_divergences``
-        of the chains, NaN and 0 without; ``num_log_densities``, the evaluations.
+        ``ood_distance`` and ``ood_p_value`` of the data; ``missed_mass``, the share of the
+        posterior that draws of the prior find and the networks do not; ``nested_rhat`` and
+        ``num_divergences`` of the chains, NaN and 0 without; ``num_log_densities``, the
+        evaluations.
     :raises TypeError: where the approximator's source is no model.
     :raises ValueError: where the model's joint density is not known, with the site and the reason,
         or an argument does not fit.
@@ -96,8 +102,7 @@ def refine(
     checked = approximator.check_conditions(conditions)
     predictive, given = model_and_data(approximator, checked)
     density = approximator.vector_density(predictive)
-    data = DataSets(checked.values, given)
-    count = checked.num_datasets
+    data, count = DataSets(checked.values, given), checked.num_datasets
     proposer = Proposer(density, num_rows=count, num_samples=2 * num_samples)
     compare_key, weigh_key, end_key, describe_key = random.split(typed_key(rng_key), 4)
     unusual = compare_with_prior(compare_key, approximator, checked.values)
@@ -105,36 +110,27 @@ def refine(
     weighted = weigh(
         weigh_key, proposer, data, num_samples, is_wary=is_wary, max_draws=max_proposals
     )
-    refined = []
-    for index, key in enumerate(random.split(end_key, count)):
-        own = weighted[index]
-        if own.is_accepted:
-            refined.append(_from_weights(key, own, num_samples))
-            continue
-        chained = run_chains(
-            key,
-            proposer,
-            data,
-            index,
-            own,
-            unusual.dispersed,
-            num_samples,
-            is_wary=bool(is_wary[index]),
-            max_rounds=max_rounds,
-        )
-        stats = _stats(own) | {
-            "step": "mcmc" if chained.has_converged else "unresolved",
-            "ess": chained.ess,
-            "nested_rhat": chained.nested_rhat,
-            "num_divergences": chained.num_divergences,
-            "num_log_densities": own.num_draws + chained.num_densities,
-        }
-        refined.append(_Refined(chained.vectors, chained.log_density, stats))
+    chains = partial(
+        run_chains,
+        proposer=proposer,
+        data=data,
+        dispersed=unusual.dispersed,
+        num_samples=num_samples,
+        max_rounds=max_rounds,
+    )
+    missed = missed_mass(proposer, data, unusual.dispersed, weighted)
+    refined = [
+        _from_weights(key, own, num_samples)
+        if own.is_accepted and missed[i] <= _MISSED
+        else _from_chains(own, chains(key, index=i, weighted=own, is_wary=bool(is_wary[i])))
+        for i, (key, own) in enumerate(zip(random.split(end_key, count), weighted, strict=True))
+    ]
     _warn_of([r.stats for r in refined], is_batch=checked.is_batch)
     vectors = jnp.asarray(np.stack([r.vectors for r in refined]))
     sites = density.program(_sites)(vectors, checked.values)
     of_datasets = {name: np.array([r.stats[name] for r in refined]) for name in refined[0].stats}
     of_datasets |= {"ood_distance": unusual.distance, "ood_p_value": unusual.p_value}
+    of_datasets["missed_mass"] = missed
     stats = {"lp": jnp.asarray(np.stack([r.log_density for r in refined]))}
     return describe(describe_key, approximator, checked, Draws(sites, stats, of_datasets))
 
@@ -143,6 +139,17 @@ def _from_weights(rng_key: Array, weighted: Weighted, num_samples: int) -> _Refi
     rows = resampled(rng_key, weighted, num_samples)
     proposals = weighted.proposals
     return _Refined(proposals.vectors[rows], proposals.log_p[rows], _stats(weighted))
+
+
+def _from_chains(weighted: Weighted, chained: Chained) -> _Refined:
+    stats = _stats(weighted) | {
+        "step": "mcmc" if chained.has_converged else "unresolved",
+        "ess": chained.ess,
+        "nested_rhat": chained.nested_rhat,
+        "num_divergences": chained.num_divergences,
+        "num_log_densities": weighted.num_draws + chained.num_densities,
+    }
+    return _Refined(chained.vectors, chained.log_density, stats)
 
 
 def _stats(weighted: Weighted) -> dict[str, float | int | str]:
@@ -172,8 +179,8 @@ def _warn_of(stats: list[dict[str, float | int | str]], *, is_batch: bool) -> No
     rhat, ess = (max(stats[i]["nested_rhat"] for i in failed), min(stats[i]["ess"] for i in failed))
     warnings.warn(
         f"refine: the chains {which} did not agree (nested R-hat up to {rhat:.2f}, effective "
-        f"sample size down to {ess:.0f}): their draws are not those of the exact posterior. Let the "
-        "chains go on with a greater `max_rounds`, train the approximator longer, or write the "
+        f"sample size down to {ess:.0f}): their draws are not those of the exact posterior. Let "
+        "the chains go on with a greater `max_rounds`, train the approximator longer, or write the "
         "model in another parametrization.",
         stacklevel=3,
     )

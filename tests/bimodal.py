@@ -30,15 +30,16 @@ def squared_posterior(x):
 
 @final
 class TwoNormals(DensityNetwork):
-    """Modes at -1 and 1 with weights .8 and .2, whatever the data are."""
+    """Modes at -1 and 1 of given weights, whatever the data are."""
 
-    def __init__(self, size, condition_size, *, scale, rngs):
-        self.size, self.condition_size, self.scale = size, condition_size, scale
+    def __init__(self, size, condition_size, *, scale, weights=(0.8, 0.2), rngs):
+        self.size, self.condition_size = size, condition_size
+        self.scale, self.weights = scale, tuple(weights)
         self.unused = nnx.Param(jnp.zeros(()))  # training wants something to train
 
     @property
     def mixture(self):
-        weights = dist.Categorical(probs=jnp.array([0.8, 0.2]))
+        weights = dist.Categorical(probs=jnp.array(self.weights))
         return dist.MixtureSameFamily(weights, dist.Normal(jnp.array([-1.0, 1.0]), self.scale))
 
     def loss(self, rng_key, variables, context):

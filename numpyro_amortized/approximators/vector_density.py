@@ -28,22 +28,31 @@ class VectorDensity:
     """
 
     def __init__(self, approximator: "ContinuousApproximator", predictive: ModelPredictive) -> None:
-        self.approximator, self.joint = approximator, predictive.joint
+        self.approximator, self.predictive = approximator, predictive
+        self.joint = predictive.joint
         self._programs: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     def __call__(self, vector: Array, observed: Values, given: Values) -> Array:
-        """Log joint density, a scalar; pure and traceable.
+        """Log joint density in the networks' space, a scalar; pure and traceable.
 
         :param vector: shape ``(size,)``.
         :param observed: one data set as the networks see it, padded where the size varies.
         :param given: the same, of its own size.
         """
-        approximator = self.approximator
-        sites = approximator.sites_at(vector, observed)
-        latents = {name: sites[name] for name in approximator.inferred_sites}
-        log_det = approximator.adapter.log_det_jac({**latents, **observed})
+        latents = self._latents(vector, observed)
+        log_det = self.approximator.adapter.log_det_jac({**latents, **observed})
         log_density = self.joint(latents, given) - log_det
         return jnp.where(jnp.isnan(log_density), -jnp.inf, log_density)
+
+    def log_likelihood(self, vector: Array, observed: Values, given: Values) -> Array:
+        """Log density of the data given the latents, a scalar, where the prior has a density."""
+        latents = self._latents(vector, observed)
+        priors = self.predictive.log_prior(latents, given).values()
+        return self.joint(latents, given) - sum((jnp.sum(x) for x in priors), jnp.zeros(()))
+
+    def _latents(self, vector: Array, observed: Values) -> dict[str, Array]:
+        sites = self.approximator.sites_at(vector, observed)
+        return {name: sites[name] for name in self.approximator.inferred_sites}
 
     def program(
         self, function: Callable[..., Any], *, static: tuple[int, ...] = ()

@@ -84,13 +84,13 @@ class _Chains:
 
 def run_chains(
     rng_key: Array,
+    *,
     proposer: Proposer,
     data: DataSets,
     index: int,
     weighted: Weighted,
     dispersed: np.ndarray,
     num_samples: int,
-    *,
     is_wary: bool,
     max_rounds: int,
 ) -> Chained:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Moves of many Markov chains at once: NUTS, and jumps to draws of the amortized posterior.
 
-All chains share a step size and a mass matrix, tuned by all of them, so that warm-up is short. NUTS
-explores a mode; jumps carry the chains from mode to mode at the rates that the exact weights
-say. A jump is an independence-Metropolis move with several proposals: the chain goes to one of them,
-or stays, with probability proportional to the importance weights [1, 2].
+All chains share a step size and a mass matrix, tuned by all of them, so that warm-up is short.
+NUTS [3] explores a mode; jumps carry the chains from mode to mode at the rates that the exact
+weights say. A jump is an independence-Metropolis move with several proposals: the chain goes to one
+of them, or stays, with probability proportional to the importance weights [1, 2].
 
 **References**
 

@@ -48,8 +48,6 @@ def compare_with_prior(
     vectors = jax.device_get(approximator.to_vectors(latents, simulated))
     sound = np.isfinite(known).all(1)
     found = mahalanobis(known[sound], encoded)
-    return Unusual(
-        found["distance"].values,
-        found["p_value"].values,
-        vectors[np.isfinite(vectors).all(1)],
-    )
+    finite = vectors[np.isfinite(vectors).all(1)]
+    dispersed = np.resize(finite, vectors.shape)  # of one shape, for one program
+    return Unusual(found["distance"].values, found["p_value"].values, dispersed)
