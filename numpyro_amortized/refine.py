@@ -82,9 +82,9 @@ def refine(
         data set: ``step``, which is ``"resampled"``, ``"mcmc"`` or ``"unresolved"``;
         ``pareto_k`` and ``importance_ess`` of the weights; ``ess`` behind the draws;
         ``ood_distance`` and ``ood_p_value`` of the data; ``missed_mass``, the share of the
-        posterior that draws of the prior find and the networks do not; ``nested_rhat`` and
-        ``num_divergences`` of the chains, NaN and 0 without; ``num_log_densities``, the
-        evaluations.
+        posterior that draws of the prior find and the networks do not; ``nested_rhat``,
+        ``num_divergences`` and ``num_jumps`` of the chains after warm-up, NaN and 0 without;
+        ``num_log_densities``, the evaluations.
     :raises TypeError: where the approximator's source is no model.
     :raises ValueError: where the model's joint density is not known, with the site and the reason,
         or an argument does not fit.
@@ -147,6 +147,7 @@ def _from_chains(weighted: Weighted, chained: Chained) -> _Refined:
         "ess": chained.ess,
         "nested_rhat": chained.nested_rhat,
         "num_divergences": chained.num_divergences,
+        "num_jumps": chained.num_jumps,
         "num_log_densities": weighted.num_draws + chained.num_densities,
     }
     return _Refined(chained.vectors, chained.log_density, stats)
@@ -161,6 +162,7 @@ def _stats(weighted: Weighted) -> dict[str, float | int | str]:
         "ess": weighted.ess,
         "nested_rhat": np.nan,
         "num_divergences": 0,
+        "num_jumps": 0,
         "num_log_densities": weighted.num_draws,
     }
 

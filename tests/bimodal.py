@@ -34,13 +34,15 @@ class TwoNormals(DensityNetwork):
 
     def __init__(self, size, condition_size, *, scale, weights=(0.8, 0.2), rngs):
         self.size, self.condition_size = size, condition_size
-        self.scale, self.weights = scale, tuple(weights)
+        # variables, so that networks of other modes are the same program
+        self.scale, self.weights = (nnx.Variable(jnp.array(x)) for x in (scale, weights))
         self.unused = nnx.Param(jnp.zeros(()))  # training wants something to train
 
     @property
     def mixture(self):
-        weights = dist.Categorical(probs=jnp.array(self.weights))
-        return dist.MixtureSameFamily(weights, dist.Normal(jnp.array([-1.0, 1.0]), self.scale))
+        weights = dist.Categorical(probs=self.weights[...])
+        modes = dist.Normal(jnp.array([-1.0, 1.0]), self.scale[...])
+        return dist.MixtureSameFamily(weights, modes)
 
     def loss(self, rng_key, variables, context):
         return -self.log_prob(variables, context) + self.unused**2

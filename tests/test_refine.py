@@ -150,18 +150,17 @@ def test_nested_rhat():
     assert nested_rhat(draws, 8) == pytest.approx(np.sqrt(1 + starts / within), rel=0.02)
 
 
-def test_refusals(approximate, hierarchy, unoptimized):
+def test_refusals(approximate, bad, data, unoptimized):
     partial_model = approximate(
         models.eight_schools, models.SIGMA, models.EFFECTS, sites=("mu", "tau")
     )
     partial_model.fit(random.key(0), epochs=1, num_batches=2, progress_bar=False)
-    data = {"y": models.EFFECTS}
     with pytest.raises(ValueError, match=r"\['theta'\] are latent, but not inferred"):
-        npa.refine(random.key(0), partial_model, data)
+        npa.refine(random.key(0), partial_model, {"y": models.EFFECTS})
     with pytest.raises(ValueError, match="num_samples: expected a multiple of 4"):
-        npa.refine(random.key(0), hierarchy, data, num_samples=10)
+        npa.refine(random.key(0), bad, {"y": data}, num_samples=10)
     with pytest.raises(ValueError, match="max_rounds: expected a positive integer, got 0"):
-        npa.refine(random.key(0), hierarchy, data, max_rounds=0)
-    untrained = approximate(models.normal_mean, np.zeros(3))
+        npa.refine(random.key(0), bad, {"y": data}, max_rounds=0)
+    untrained = approximate(models.normal_mean, np.zeros(10))
     with pytest.raises(RuntimeError, match="not trained"):
-        npa.refine(random.key(0), untrained, {"y": np.zeros(3)})
+        npa.refine(random.key(0), untrained, {"y": data})

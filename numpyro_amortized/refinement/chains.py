@@ -41,6 +41,7 @@ class Chained(NamedTuple):
     ess: float
     num_densities: int
     num_divergences: int
+    num_jumps: int
     has_converged: bool
 
 
@@ -128,6 +129,7 @@ def run_chains(
         ess,
         chains.num_densities,
         sum(int(moves.num_divergences) for moves in rounds),
+        sum(int(moves.num_jumps) for moves in rounds),
         has_converged,
     )
 
@@ -136,16 +138,12 @@ def _starts(rng_key: Array, chains: _Chains, weighted: Weighted, dispersed: np.n
     """Half of the superchains at draws of high weight, all different, half at prior points."""
     half = _NUM_SUPERCHAINS // 2
     best = weighted.proposals.log_weights + random.gumbel(rng_key, (weighted.num_draws,))
-    drawn = weighted.proposals.vectors[np.argsort(-np.asarray(best))]
-    order = np.concatenate([drawn[:half], dispersed, drawn[half:]])
-    count = min(len(order), _NUM_SUPERCHAINS + len(dispersed))
-    order = np.resize(order[:count], (_NUM_SUPERCHAINS + len(dispersed), order.shape[1]))
-    points = jax.device_get(chains.start(order))
+    drawn = weighted.proposals.vectors[np.resize(np.argsort(-np.asarray(best)), 2 * half)]
+    # in the order of preference
+    points = jax.device_get(chains.start(np.concatenate([drawn[:half], dispersed, drawn[half:]])))
     sound = np.isfinite(points.log_density) & np.isfinite(points.gradient).all(1)
-    first = np.flatnonzero(sound)[:_NUM_SUPERCHAINS]
-    if not len(first):
-        first = np.zeros(1, int)
-    repeated = np.repeat(np.resize(first, _NUM_SUPERCHAINS), _NUM_CHAINS // _NUM_SUPERCHAINS)
+    first = np.argsort(~sound, stable=True)[:_NUM_SUPERCHAINS]
+    repeated = np.repeat(first, _NUM_CHAINS // _NUM_SUPERCHAINS)
     return jax.tree.map(lambda x: jnp.asarray(x[repeated]), points)
 
 
@@ -153,8 +151,8 @@ def _warm_up(
     rng_key: Array, chains: _Chains, points: Points, num_rounds: int
 ) -> tuple[Points, Tuning]:
     """Tune the step size in every round, and the mass matrix after all but the last."""
-    size = points.position.shape[-1]
-    tuning = first_tuning(jnp.eye(size), jnp.asarray(_FIRST_STEP))
+    size, dtype = points.position.shape[-1], points.position.dtype
+    tuning = first_tuning(jnp.eye(size, dtype=dtype), jnp.asarray(_FIRST_STEP, dtype))
     for turn, key in enumerate(random.split(rng_key, num_rounds)):
         points, tuning, moves = chains.round(key, points, tuning, is_warmup=True)
         if turn < num_rounds - 1:
