@@ -12,6 +12,7 @@ import os
 import statistics
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ OBSERVATIONS = range(1, NUM_OBSERVATIONS + 1)
 
 
 def evaluate(
-    task_name: str, seed: int, *, num_simulations: int, num_jobs: int, with_nuts: bool
+    task_name: str, seed: int, *, num_simulations: int, num_jobs: int, methods: Sequence[str]
 ) -> dict[str, Any]:
     """Train once, and judge the draws of every observation before and after refinement.
 
@@ -39,7 +40,7 @@ def evaluate(
     :param seed: of the simulations, the training and the draws.
     :param num_simulations: size of the bank.
     :param num_jobs: processes of the classifier.
-    :param with_nuts: whether NUTS is run and judged too.
+    :param methods: names of those whose draws are judged.
     """
     task = TASKS[task_name]
     references = {i: reference(task, i) for i in OBSERVATIONS}
@@ -53,11 +54,10 @@ def evaluate(
     fit_seconds = time.perf_counter() - begin
     rows = []
     for key, (observation, (x, true)) in zip(keys, references.items(), strict=True):
-        drawn = {"amortized": amortized, "refined": refined} | ({"nuts": nuts} if with_nuts else {})
         row: dict[str, Any] = {"observation": observation}
-        for name, draw in drawn.items():
+        for name in methods:
             begin = time.perf_counter()
-            sites, told = draw(key, approximator, task, x, len(true))
+            sites, told = METHODS[name](key, approximator, task, x, len(true))
             row[name] = told | {"seconds": time.perf_counter() - begin}
             row[name]["c2st"] = c2st(true, flatten(task, sites), num_jobs=num_jobs)
         print(task_name, row, flush=True)
@@ -100,6 +100,9 @@ def nuts(
     return jax.device_get(mcmc.get_samples()), {}
 
 
+METHODS = {"amortized": amortized, "refined": refined, "nuts": nuts}
+
+
 def table(runs: list[dict[str, Any]]) -> str:
     """:return: a Markdown table of means over the observations."""
     header = ["task", "C2ST: amortized", "refined", "NUTS", "without MCMC", "unresolved"]
@@ -108,14 +111,14 @@ def table(runs: list[dict[str, Any]]) -> str:
     for run in runs:
         rows = run["observations"]
         scores = [_mean(rows, name, "c2st") for name in ("amortized", "refined", "nuts")]
-        steps = [row["refined"]["step"] for row in rows]
+        steps = [row["refined"]["step"] for row in rows if "refined" in row]
         lines.append(
             [
                 run["task"],
                 *scores,
                 f"{steps.count('resampled')} of {len(steps)}",
                 steps.count("unresolved"),
-                f"{rows[0]['refined']['seconds']:.1f}",
+                _mean(rows[:1], "refined", "seconds"),
                 _mean(rows[1:], "refined", "seconds"),
                 _mean(rows, "nuts", "seconds"),
             ]
@@ -135,7 +138,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-simulations", type=int, default=10_000)
     parser.add_argument("--num-jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--without-nuts", action="store_true")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results.json")
     options = parser.parse_args()
     runs = []
@@ -146,7 +149,7 @@ def main() -> None:
                 options.seed,
                 num_simulations=options.num_simulations,
                 num_jobs=options.num_jobs,
-                with_nuts=not options.without_nuts,
+                methods=options.methods,
             )
         )
         write(options.out, "refine", {"runs": runs})
