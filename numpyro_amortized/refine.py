@@ -32,7 +32,7 @@ __all__ = ["refine"]
 
 _UNUSUAL = 0.01  # p-value below which the networks are not trusted with the data
 _MISSED = 0.01  # share of the posterior that the networks may not draw
-_MOST_PROPOSALS = 64  # for each draw that is wanted
+_MOST_PROPOSALS = 32  # for each draw that is wanted
 
 
 class _Refined(NamedTuple):
@@ -75,7 +75,7 @@ def refine(
     :param conditions: values of the observed sites, one data set or a leading axis of them.
     :param num_samples: draws for each data set, a multiple of four.
     :param max_proposals: the most draws of the amortized posterior that are weighted for a data
-        set, by default 64 for each draw.
+        set, by default 32 for each draw.
     :param max_rounds: the most rounds of 50 steps of the chains after warm-up.
     :return: the groups of :meth:`ContinuousApproximator.to_inference_data`. In ``sample_stats``,
         ``lp`` is the log joint density of each draw in the networks' space, and for each

@@ -12,10 +12,10 @@ from numpyro_amortized.refinement.convergence import nested_rhat
 from tests import models
 from tests.bimodal import TwoNormals, squared, squared_posterior
 
-NUM_SAMPLES = 2000
-# of as many draws as effective ones, the standard error of a mean is 0.022 sd, that of a standard
-# deviation 0.016
-MEAN_ERROR, SD_ERROR = 5 * 0.022, 5 * 0.016
+NUM_DATASETS, NUM_SAMPLES = 20, 1000
+# of as many draws as effective ones, the standard error of a mean is 0.032 sd, that of a standard
+# deviation 0.022
+MEAN_ERROR, SD_ERROR = 5 * 0.032, 5 * 0.022
 
 
 def draws_of(tree, name):
@@ -31,8 +31,8 @@ def check_normal_mean(tree, y):
     assert np.abs(draws.std(0) / sd - 1).max() < SD_ERROR
 
 
-def test_a_conjugate_model_needs_no_chains(normal_mean):
-    y = np.asarray(normal_mean.source.sample(random.key(5), 40)["y"])
+def test_a_conjugate_model_needs_no_chains(normal_mean, unoptimized):
+    y = np.asarray(normal_mean.source.sample(random.key(5), NUM_DATASETS)["y"])
     tree = npa.refine(random.key(0), normal_mean, {"y": y}, num_samples=NUM_SAMPLES)
     stats = tree["sample_stats"]
     assert (stats["step"] == "resampled").mean() >= 0.95
@@ -52,8 +52,8 @@ def bad(approximate, unoptimized_module):
 @pytest.fixture(scope="module")
 def data(bad):
     """The last data set is far outside of the prior predictive."""
-    y = np.array(bad.source.sample(random.key(6), 3)["y"])
-    y[2] += 20
+    y = np.array(bad.source.sample(random.key(6), NUM_DATASETS)["y"])
+    y[-1] += 20
     return y
 
 
@@ -62,18 +62,19 @@ def batch(bad, data):
     return npa.refine(random.key(1), bad, {"y": data}, num_samples=NUM_SAMPLES)
 
 
-def test_each_data_set_takes_the_step_that_it_needs(batch, data):
+def test_each_data_set_takes_the_step_that_it_needs(batch):
     stats = batch["sample_stats"].dataset
     assert stats["step"].dims == ("dataset",)
-    assert stats["step"][:2].values.tolist() == ["resampled"] * 2
-    assert stats["step"][2] == "mcmc"
+    assert set(stats["step"].values) == {"resampled", "mcmc"}
+    first, last = stats.isel(dataset=0), stats.isel(dataset=-1)
+    assert (first["step"], last["step"]) == ("resampled", "mcmc")
     # both the weights and the summaries tell
-    assert stats["pareto_k"][2] > 0.7 or stats["importance_ess"][2] < NUM_SAMPLES
-    assert stats["ood_p_value"][2] < 0.01 < stats["ood_p_value"][0]
-    assert stats["ood_distance"][2] > 10 * stats["ood_distance"][0]
-    assert stats["nested_rhat"][2] <= 1.01
+    assert last["pareto_k"] > 0.7 or last["importance_ess"] < NUM_SAMPLES
+    assert last["ood_p_value"] < 0.01 < first["ood_p_value"]
+    assert last["ood_distance"] > 10 * first["ood_distance"]
+    assert last["nested_rhat"] <= 1.01
     assert (stats["ess"] >= NUM_SAMPLES).all()
-    assert stats["num_log_densities"][2] > stats["num_log_densities"][0] >= NUM_SAMPLES
+    assert last["num_log_densities"] > first["num_log_densities"] >= NUM_SAMPLES
 
 
 def test_all_of_them_end_at_the_exact_posterior(batch, data):
@@ -98,15 +99,6 @@ def test_a_second_call_compiles_nothing(batch, bad, data, compilations):
     assert other["sample_stats"]["step"][0] == "mcmc"
 
 
-def test_one_data_set_and_reproducible(normal_mean, data):
-    trees = [
-        npa.refine(random.key(3), normal_mean, {"y": data[0]}, num_samples=400) for _ in range(2)
-    ]
-    assert trees[0]["posterior"]["mu"].dims == ("chain", "draw")
-    assert trees[0]["sample_stats"]["step"].shape == ()
-    np.testing.assert_array_equal(*(tree["posterior"]["mu"] for tree in trees))
-
-
 def bimodal(**options):
     simulator = npa.ModelSimulator(squared, x=np.zeros(()))
     network = partial(TwoNormals, **options)
@@ -117,9 +109,14 @@ def bimodal(**options):
 
 def test_chains_give_modes_their_weights(unoptimized):
     """Modes of the network that are too narrow for importance weights, and of wrong weights."""
-    tree = npa.refine(random.key(0), bimodal(scale=0.03), {"x": 1.0}, num_samples=NUM_SAMPLES)
-    assert tree["sample_stats"]["step"] == "mcmc"
+    approximator = bimodal(scale=0.03)
+    tree, again = (
+        npa.refine(random.key(0), approximator, {"x": 1.0}, num_samples=4 * NUM_SAMPLES)
+        for _ in range(2)
+    )
+    assert tree["sample_stats"]["step"].shape == () and tree["sample_stats"]["step"] == "mcmc"
     theta = draws_of(tree, "theta")
+    np.testing.assert_array_equal(theta, draws_of(again, "theta"))
     assert abs((theta > 0).mean() - 0.5) < 0.05
     mean, sd = squared_posterior(1.0)
     assert abs(np.abs(theta).mean() - mean) < MEAN_ERROR * sd
@@ -131,13 +128,13 @@ def test_it_says_what_it_could_not_do(unoptimized):
     approximator = bimodal(scale=0.12, weights=(1.0, 0.0))
     with pytest.warns(UserWarning, match=r"data sets \[0\] did not agree .*`max_rounds`"):
         tree = npa.refine(
-            random.key(0), approximator, {"x": [1.0]}, num_samples=NUM_SAMPLES, max_rounds=2
+            random.key(0), approximator, {"x": [1.0]}, num_samples=4 * NUM_SAMPLES, max_rounds=2
         )
     stats = tree["sample_stats"].dataset.isel(dataset=0)
     assert stats["step"] == "unresolved" and stats["nested_rhat"] > 1.01
-    assert stats["importance_ess"] >= NUM_SAMPLES
+    assert stats["importance_ess"] >= 4 * NUM_SAMPLES
     # the share of evidence that some 50 of 1,000 draws of the prior find
-    assert abs(stats["missed_mass"] / 2 - 0.5) < 5 * 0.5 * 50**-0.5
+    assert abs(stats["missed_mass"] - 0.5) < 5 * 0.25 * 50**-0.5
 
 
 def test_nested_rhat():
@@ -151,12 +148,13 @@ def test_nested_rhat():
 
 
 def test_refusals(approximate, bad, data, unoptimized):
-    partial_model = approximate(
-        models.eight_schools, models.SIGMA, models.EFFECTS, sites=("mu", "tau")
-    )
-    partial_model.fit(random.key(0), epochs=1, num_batches=2, progress_bar=False)
-    with pytest.raises(ValueError, match=r"\['theta'\] are latent, but not inferred"):
-        npa.refine(random.key(0), partial_model, {"y": models.EFFECTS})
+    simulator = npa.ModelSimulator(models.regression, models.DESIGN, np.zeros(len(models.DESIGN)))
+    adapter = npa.Adapter.for_posterior(simulator, sites=("intercept",))
+    network = partial(TwoNormals, scale=1.0)
+    one = npa.ContinuousApproximator(simulator, adapter=adapter, inference_network=network)
+    one.fit(random.key(0), epochs=1, num_batches=2, progress_bar=False)
+    with pytest.raises(ValueError, match=r"\['slope'\] are latent, but not inferred"):
+        npa.refine(random.key(0), one, {"y": np.zeros(len(models.DESIGN))})
     with pytest.raises(ValueError, match="num_samples: expected a multiple of 4"):
         npa.refine(random.key(0), bad, {"y": data}, num_samples=10)
     with pytest.raises(ValueError, match="max_rounds: expected a positive integer, got 0"):

@@ -66,7 +66,7 @@ class _Chains:
         shape = (_NUM_STEPS, _NUM_CHAINS, _NUM_JUMPS)
         flat = made.vectors.reshape(-1, made.vectors.shape[-1])[:count]
         log_weights = made.log_weights.reshape(-1)[:count]
-        return Jumps(flat.reshape(*shape, -1), log_weights.reshape(shape))
+        return Jumps(jnp.asarray(flat.reshape(*shape, -1)), jnp.asarray(log_weights.reshape(shape)))
 
     def round(
         self, rng_key: Array, points: Points, tuning: Tuning, *, is_warmup: bool
@@ -156,7 +156,8 @@ def _warm_up(
     for turn, key in enumerate(random.split(rng_key, num_rounds)):
         points, tuning, moves = chains.round(key, points, tuning, is_warmup=True)
         if turn < num_rounds - 1:
-            covariance = _covariance(moves.position[_NUM_STEPS // 2 :].reshape(-1, size))
+            late = np.asarray(moves.position[_NUM_STEPS // 2 :])
+            covariance = _covariance(late.reshape(-1, size))
             tuning = first_tuning(jnp.asarray(covariance), jnp.exp(tuning.averaging[1]))
     return points, tuning
 

@@ -35,7 +35,7 @@ from numpyro_amortized.refinement.proposals import DataSets
 
 __all__ = ["Jumps", "Moves", "Points", "Tuning", "first_tuning", "move", "points_at"]
 
-_TARGET_ACCEPTANCE = 0.85
+_TARGET_ACCEPTANCE = 0.9
 _MAX_TREE_DEPTH = 10
 _start_averaging, _average = dual_averaging()
 
@@ -116,17 +116,15 @@ def move(
         moves = Moves(points.position, points.log_density, *tree, jnp.sum(choice > 0))
         return (points, _tuned(tuning, accepted, is_warmup)), moves
 
-    (points, tuning), moves = lax.scan(step, (points, tuning), (keys, jumps))
-    return points, tuning, moves._replace(**{n: jnp.sum(getattr(moves, n)) for n in _COUNTS})
+    (points, tuning), each = lax.scan(step, (points, tuning), (keys, jumps))
+    counts = (jnp.sum(count) for count in each[2:])
+    return points, tuning, Moves(*each[:2], *counts)
 
 
 def _tuned(tuning: Tuning, accepted: Array, is_warmup: Array) -> Tuning:
     averaging = _average(_TARGET_ACCEPTANCE - accepted, tuning.averaging)
     kept = jax.tree.map(lambda x, old: jnp.where(is_warmup, x, old), averaging, tuning.averaging)
     return tuning._replace(averaging=kept)
-
-
-_COUNTS = ("num_gradients", "num_divergences", "num_jumps")
 
 
 def _nuts(

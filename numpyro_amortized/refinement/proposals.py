@@ -69,7 +69,8 @@ class Proposer:
             jax.device_get(program(graphdef, state, self.num_samples, own, data.rows(rows)))
             for own, rows in zip(keys, filled, strict=True)
         ]
-        return jax.tree.map(lambda *x: np.concatenate(x)[: len(indices)], *parts)
+        joined = (np.concatenate(x)[: len(indices)] for x in zip(*parts, strict=True))
+        return Proposals(*joined)
 
 
 def _propose(
@@ -79,9 +80,10 @@ def _propose(
     num_samples: int,
     keys: Array,
     data: DataSets,
-) -> Proposals:
+) -> tuple[Array, Array, Array]:
+    """Vectors, and the log densities of the model and the network."""
     draw = density.approximator.draw_vectors
     vectors, log_q = draw(graphdef, state, num_samples, keys, data.observed)
     each = jax.vmap(density, in_axes=(0, None, None))
     log_p = map_in_chunks(each, (vectors, *data), max(1, _ROWS // num_samples))
-    return Proposals(vectors, log_p, log_q)
+    return vectors, log_p, log_q

@@ -59,8 +59,8 @@ def weigh(
     """
     pools: list[list[Proposals]] = [[] for _ in is_wary]
     found: dict[int, Weighted] = {}
-    pending, blocks, turn = np.arange(len(is_wary)), 1, 0
-    while len(pending):
+    pending, blocks, turn = list(range(len(is_wary))), 1, 0
+    while pending:
         rows = np.repeat(pending, blocks)
         made = proposer(random.fold_in(rng_key, turn), data, rows)
         for place, row in enumerate(rows):
@@ -70,7 +70,7 @@ def weigh(
             found[row] = weighted_draws(pools[row][0], num_samples, is_wary=bool(is_wary[row]))
         blocks = 1 if not turn else 2 * blocks
         turn += 1
-        pending = np.array([r for r in pending if _pays(found[r], num_samples, max_draws)], int)
+        pending = [row for row in pending if _pays(found[row], num_samples, max_draws)]
     return [found[row] for row in range(len(is_wary))]
 
 
