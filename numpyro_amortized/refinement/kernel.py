@@ -104,7 +104,9 @@ def move(
     observed = jax.tree.map(lambda x: x[None], data.observed)
     context = density.approximator.encode(graphdef, state, observed)
 
-    def step(carry: tuple[Points, Tuning], xs: tuple[Array, Jumps]) -> tuple:
+    def step(
+        carry: tuple[Points, Tuning], xs: tuple[Array, Jumps]
+    ) -> tuple[tuple[Points, Tuning], Moves]:
         (points, tuning), (key, jumps) = carry, xs
         tree_key, jump_key = random.split(key)
         points, accepted, tree = _nuts(tree_key, density, points, tuning, data, is_warmup)
