@@ -48,7 +48,8 @@ def missed_mass(
     with np.errstate(invalid="ignore"):
         share = np.exp(np.minimum(log_likelihood - log_evidence[:, None], 50))
         is_missed = log_ratios > largest[:, None] + np.log(_FACTOR)
-    missed = np.where(is_missed & ~np.isnan(share), share, 0).mean(1)
+    missed = np.where(is_missed & ~np.isnan(share), share, 0)
+    missed = (missed.sum(1) - missed.max(1)) / missed.shape[1]  # one draw alone may be chance
     return missed / (1 + missed)  # the evidence of the weights is that of the rest
 
 
