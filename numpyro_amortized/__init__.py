@@ -23,6 +23,7 @@ from numpyro_amortized.distributions import AmortizedPosterior
 from numpyro_amortized.guide import AmortizedGuide
 from numpyro_amortized.importance import ImportanceResult, importance_sample
 from numpyro_amortized.likelihood import NeuralLikelihood
+from numpyro_amortized.refine import refine
 from numpyro_amortized.saving import load
 from numpyro_amortized.simulators.base import Simulator
 from numpyro_amortized.simulators.branches import Branches, split_branches
@@ -71,6 +72,7 @@ __all__ = [
     "load",
     "make_simulator",
     "networks",
+    "refine",
     "scoring_rules",
     "split_branches",
 ]

@@ -103,7 +103,13 @@ def model_and_data(
     """The model of the data's size, and the data with a leading axis of data sets.
 
     :raises TypeError: where the approximator's source is no model.
+    :raises ValueError: where the approximator is that of a likelihood.
     """
+    if approximator.adapter.observations is not None:
+        raise ValueError(
+            "approximator: expected one of a posterior, got one of a likelihood. Use "
+            "`likelihood(latents)` as the distribution of the observed site in a model, and NUTS."
+        )
     predictive = approximator.predictive
     if predictive is None:
         raise TypeError(

@@ -18,6 +18,8 @@ from numpyro_amortized.approximators.conditions import (
     map_in_chunks,
 )
 from numpyro_amortized.approximators.latent import LatentApproximator
+from numpyro_amortized.approximators.predictive import ModelPredictive
+from numpyro_amortized.approximators.vector_density import VectorDensity
 from numpyro_amortized.datasets import Batch
 from numpyro_amortized.networks.base import DensityNetwork
 from numpyro_amortized.simulators.base import typed_key
@@ -121,8 +123,31 @@ class DensityApproximator(LatentApproximator):
                 "NUTS; or train with Adapter.for_posterior."
             )
 
+    def vector_density(self, predictive: ModelPredictive) -> VectorDensity:
+        """The joint density at vectors of the network's space; the same one at every call.
+
+        :param predictive: the model of the data's size.
+        :raises ValueError: where it is not known, with the site and the reason.
+        """
+        if predictive not in self._vector_densities:
+            self._vector_densities[predictive] = VectorDensity(self, predictive)
+        return self._vector_densities[predictive]
+
     @cached_property
-    def _draw(self) -> Callable[..., tuple[Array, Array]]:
+    def _vector_densities(self) -> dict[ModelPredictive, VectorDensity]:
+        return {}
+
+    @cached_property
+    def to_vectors(self) -> Callable[[Batch, Batch], Array]:
+        """Unconstrained vectors ``(num_conditions, size)`` of latents, one draw per data set."""
+
+        def one(latents: Batch, given: Batch) -> Array:
+            return self.adapter.forward({**latents, **given})["inference_variables"]
+
+        return jax.jit(jax.vmap(one))
+
+    @cached_property
+    def draw_vectors(self) -> Callable[..., tuple[Array, Array]]:
         """Draws and their log densities in the network's space, for each key and data set."""
 
         def draw(
@@ -144,7 +169,7 @@ class DensityApproximator(LatentApproximator):
         def sample(
             graphdef: nnx.GraphDef, state: nnx.State, num_samples: int, keys: Array, observed: Batch
         ) -> tuple[Batch, Array]:
-            vectors, log_q = self._draw(graphdef, state, num_samples, keys, observed)
+            vectors, log_q = self.draw_vectors(graphdef, state, num_samples, keys, observed)
             sites = self._sites_at(vectors, observed)
             latents = {name: sites[name] for name in self.inferred_sites}
             return sites, log_q + self._variables_at(latents, observed)[1]
@@ -221,7 +246,7 @@ class SingleDensityApproximator(DensityApproximator):
         def sample(
             graphdef: nnx.GraphDef, state: nnx.State, num_samples: int, keys: Array, observed: Batch
         ) -> Batch:
-            vectors, _ = self._draw(graphdef, state, num_samples, keys, observed)
+            vectors, _ = self.draw_vectors(graphdef, state, num_samples, keys, observed)
             return self._sites_at(vectors, observed)
 
         return jax.jit(sample, static_argnums=(0, 2))
