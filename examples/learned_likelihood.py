@@ -106,11 +106,12 @@ def exact(choice: Array, time: Array) -> None:
     numpyro.factor("race", log_likelihood(latents, choice, time).sum())
 
 
-def nuts(rng_key: Array, model: Callable[..., None], num_samples: int, *data: Array) -> Latents:
+def nuts(rng_key: Array, model: Callable[..., None], fast: bool, *data: Array) -> Latents:
     """Draws of four chains, shape ``(4, num_samples, *shape)``."""
+    num_samples = 30 if fast else 1000
     start = numpyro.infer.init_to_value(values=jax.tree.map(jnp.asarray, TRUTH))
     mcmc = MCMC(
-        NUTS(model, init_strategy=start),
+        NUTS(model, init_strategy=start, max_tree_depth=3 if fast else 10),
         num_warmup=num_samples // 2,
         num_samples=num_samples,
         num_chains=4,
@@ -171,11 +172,10 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]
     )
 
     data = race(random.key(2008), jax.tree.map(jnp.asarray, TRUTH), NUM_TRIALS)
-    num_samples = 50 if options.fast else 1000
-    draws = nuts(learned_key, learned, num_samples, approximator, *data)
+    draws = nuts(learned_key, learned, options.fast, approximator, *data)
     posteriors = {
         "learned": columns(draws),
-        "exact": columns(nuts(exact_key, exact, num_samples, *data)),
+        "exact": columns(nuts(exact_key, exact, options.fast, *data)),
     }
     print(f"{'':9s} {'learned':>14s} {'exact':>14s} {'truth':>8s}")
     for name, true in columns(TRUTH).items():

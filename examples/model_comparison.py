@@ -130,14 +130,18 @@ def main(arguments: list[str] | None = None) -> dict[str, np.ndarray]:
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    fit_key, data_key = random.split(random.key(options.seed))
+    fit_key, bank_key = random.split(random.key(options.seed))
 
     approximator = npa.ModelComparisonApproximator(MODELS)
     print(approximator)
-    approximator.fit(fit_key, epochs=2 if options.fast else 60)
+    # counts are slow to draw, so each is seen more than once
+    bank = approximator.source.sample(bank_key, 1000 if options.fast else 30_000)
+    num_held_out = 20 if options.fast else 300
+    simulated = np.asarray(bank["deaths"][:num_held_out])
+    rest = {name: value[num_held_out:] for name, value in bank.items()}
+    approximator.fit(fit_key, dataset=rest, epochs=2 if options.fast else 30)
 
-    simulated = approximator.source.sample(data_key, 20 if options.fast else 300)["deaths"]
-    deaths = np.concatenate([DEATHS[None], np.asarray(simulated)])
+    deaths = np.concatenate([DEATHS[None], simulated])
     learned = np.asarray(approximator.predict({"deaths": deaths}))
     reference = exact(deaths)
     print(f"{'':10s} {'learned':>8s} {'exact':>8s}")

@@ -62,10 +62,11 @@ def non_centred(returns: Array) -> None:
         numpyro.sample("returns", dist.Normal(0, jnp.exp((level + states) / 2)), obs=returns)
 
 
-def nuts(rng_key: Array, returns: Array, num_samples: int) -> dict[str, np.ndarray]:
+def nuts(rng_key: Array, returns: Array, fast: bool) -> dict[str, np.ndarray]:
     """The reference: draws of four chains, shape ``(4, num_samples)``."""
+    num_samples = 30 if fast else 1500
     mcmc = MCMC(
-        NUTS(non_centred, target_accept_prob=0.9),
+        NUTS(non_centred, target_accept_prob=0.9, max_tree_depth=3 if fast else 10),
         num_warmup=num_samples,
         num_samples=num_samples,
         num_chains=4,
@@ -127,7 +128,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]
     num_draws = 500 if options.fast else 20_000
     draws = approximator.sample(sample_key, num_draws, {"returns": returns})
     amortized = {name: np.asarray(draws[name]) for name in NAMES}
-    reference = nuts(nuts_key, returns, num_samples=50 if options.fast else 1500)
+    reference = nuts(nuts_key, returns, options.fast)
 
     print(f"{'':12s} {'amortized':>16s} {'NUTS':>16s} {'truth':>8s}")
     for name in NAMES:
