@@ -12,6 +12,7 @@ stands in a NumPyro model under NUTS. For this model it is known as well, which 
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -165,11 +166,12 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]
 
     simulator = npa.ModelSimulator(simulated, 8, observed=("choice", "time"))
     adapter = npa.Adapter.for_likelihood(simulator, sets={"choice": 0, "time": 0})
-    approximator = npa.ContinuousApproximator(simulator, adapter=adapter)
+    # a time is one number: a smaller network than the default will do, and NUTS asks it often
+    flow = partial(npa.networks.CouplingFlow, depth=3, widths=(64, 64))
+    approximator = npa.ContinuousApproximator(simulator, adapter=adapter, inference_network=flow)
     print(approximator)
-    approximator.fit(
-        fit_key, epochs=1 if options.fast else 25, num_batches=10 if options.fast else 100
-    )
+    epochs, num_batches = (1, 10) if options.fast else (25, 100)
+    approximator.fit(fit_key, epochs=epochs, num_batches=num_batches)
 
     data = race(random.key(2008), jax.tree.map(jnp.asarray, TRUTH), NUM_TRIALS)
     draws = nuts(learned_key, learned, options.fast, approximator, *data)

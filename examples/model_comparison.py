@@ -28,29 +28,38 @@ CONCENTRATION = 10.0  # the median of its log-normal prior
 SLOPE_SCALE = 0.5
 
 
-def constant(deaths: Array) -> None:
+def constant(times: Array, deaths: Array | None = None) -> None:
     """Every year has the same rate."""
     rate = numpyro.sample("rate", dist.Gamma(SHAPE, RATE))
-    numpyro.sample("deaths", dist.Poisson(rate).expand([len(deaths)]).to_event(1), obs=deaths)
+    with numpyro.plate("year", len(times)):
+        numpyro.sample("deaths", dist.Poisson(rate), obs=deaths)
 
 
-def varying(deaths: Array) -> None:
+def varying(times: Array, deaths: Array | None = None) -> None:
     """The rates of the years are independent draws of a gamma distribution."""
     rate = numpyro.sample("rate", dist.Gamma(SHAPE, RATE))
     concentration = numpyro.sample("concentration", dist.LogNormal(np.log(CONCENTRATION), 1))
-    counts = dist.NegativeBinomial2(rate, concentration).expand([len(deaths)]).to_event(1)
-    numpyro.sample("deaths", counts, obs=deaths)
+    with numpyro.plate("year", len(times)):
+        numpyro.sample("deaths", dist.NegativeBinomial2(rate, concentration), obs=deaths)
 
 
-def trend(deaths: Array) -> None:
+def trend(times: Array, deaths: Array | None = None) -> None:
     """The logarithm of the rate is linear in time."""
     rate = numpyro.sample("rate", dist.Gamma(SHAPE, RATE))
     slope = numpyro.sample("slope", dist.Normal(0, SLOPE_SCALE))
-    rates = rate * jnp.exp(slope * TIMES)
-    numpyro.sample("deaths", dist.Poisson(rates).to_event(1), obs=deaths)
+    with numpyro.plate("year", len(times)):
+        numpyro.sample("deaths", dist.Poisson(rate * jnp.exp(slope * times)), obs=deaths)
 
 
-MODELS = {model.__name__: npa.ModelSimulator(model, DEATHS) for model in (constant, varying, trend)}
+def years(rng_key: Array) -> dict[str, Array]:
+    """As context, the times make pairs with the deaths, and these are a set in all models."""
+    return {"times": jnp.asarray(TIMES)}
+
+
+MODELS = {
+    model.__name__: npa.ModelSimulator(model, observed=("deaths",), context=years)
+    for model in (constant, varying, trend)
+}
 
 
 def log_evidences(deaths: np.ndarray) -> np.ndarray:
@@ -135,14 +144,15 @@ def main(arguments: list[str] | None = None) -> dict[str, np.ndarray]:
     approximator = npa.ModelComparisonApproximator(MODELS)
     print(approximator)
     # counts are slow to draw, so each is seen more than once
-    bank = approximator.source.sample(bank_key, 1000 if options.fast else 30_000)
+    bank = approximator.source.sample(bank_key, 1000 if options.fast else 60_000)
     num_held_out = 20 if options.fast else 300
     simulated = np.asarray(bank["deaths"][:num_held_out])
     rest = {name: value[num_held_out:] for name, value in bank.items()}
-    approximator.fit(fit_key, dataset=rest, epochs=2 if options.fast else 30)
+    approximator.fit(fit_key, dataset=rest, epochs=2 if options.fast else 15)
 
     deaths = np.concatenate([DEATHS[None], simulated])
-    learned = np.asarray(approximator.predict({"deaths": deaths}))
+    times = np.broadcast_to(TIMES, deaths.shape)
+    learned = np.asarray(approximator.predict({"deaths": deaths, "times": times}))
     reference = exact(deaths)
     print(f"{'':10s} {'learned':>8s} {'exact':>8s}")
     for name, probability, true in zip(MODELS, learned[0], reference[0], strict=True):

@@ -13,7 +13,7 @@ from examples import quickstart
 OTHERS = {
     "black_box": ("learned", "exact", "community"),
     "learned_likelihood": ("learned", "exact", "drift[1]", "override: Adapter"),
-    "model_comparison": ("learned", "exact", "varying", "classifier network"),
+    "model_comparison": ("learned", "exact", "varying", "summary network"),
     "time_series": ("amortized", "NUTS", "persistence", "summary network"),
 }
 
