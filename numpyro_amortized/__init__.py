@@ -17,6 +17,7 @@ from numpyro_amortized.approximators.model_comparison import ModelComparisonAppr
 from numpyro_amortized.approximators.ratio import RatioApproximator
 from numpyro_amortized.approximators.scoring_rule import ScoringRuleApproximator
 from numpyro_amortized.augmented import AugmentedDataset
+from numpyro_amortized.bank import DamagedChunkError
 from numpyro_amortized.datasets import OfflineDataset, OnlineDataset
 from numpyro_amortized.disk import DiskDataset
 from numpyro_amortized.distributions import AmortizedPosterior
@@ -25,14 +26,14 @@ from numpyro_amortized.importance import ImportanceResult, importance_sample
 from numpyro_amortized.likelihood import NeuralLikelihood
 from numpyro_amortized.refine import refine
 from numpyro_amortized.saving import load
-from numpyro_amortized.simulators.base import Simulator
+from numpyro_amortized.simulators.base import Simulator, TraceableSimulator
 from numpyro_amortized.simulators.branches import Branches, split_branches
 from numpyro_amortized.simulators.comparison import ModelComparisonSimulator
 from numpyro_amortized.simulators.functions import LambdaSimulator
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.sequential import SequentialSimulator, make_simulator
 from numpyro_amortized.simulators.tracing import Site
-from numpyro_amortized.streamed import HostDataset
+from numpyro_amortized.streamed import HostDataset, StreamedDataset
 from numpyro_amortized.training import History
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ __all__ = [
     "Branches",
     "CompositionalApproximator",
     "ContinuousApproximator",
+    "DamagedChunkError",
     "DiskDataset",
     "EnsembleApproximator",
     "History",
@@ -65,6 +67,8 @@ __all__ = [
     "SequentialSimulator",
     "Simulator",
     "Site",
+    "StreamedDataset",
+    "TraceableSimulator",
     "amortize",
     "augment",
     "diagnostics",
