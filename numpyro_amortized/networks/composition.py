@@ -32,8 +32,8 @@ class Sums(NamedTuple):
 class Composed(NamedTuple):
     """What is composed: the prior, and what groups add to it.
 
-    :param prior: level and states ``(num_samples, size)`` to the score of the noisy prior there, and
-        the precisions ``P0``, shape ``(num_samples, size, size)``.
+    :param prior: level and states ``(num_samples, size)`` to the score of the noisy prior there,
+        and the precisions ``P0``, shape ``(num_samples, size, size)``.
     :param groups: index of a chunk of groups, level, states, and the values of ``prior`` there, to
         the sums over the groups of the chunk.
     :param num_chunks: of all groups.
