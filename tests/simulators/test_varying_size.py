@@ -113,6 +113,7 @@ def trained(simulator):
     return approximator
 
 
+@pytest.mark.verify
 @pytest.mark.parametrize("size", [LOW, 7, HIGH])
 def test_posterior_of_every_size(trained, size):
     mu = np.random.default_rng(1).standard_normal(200)
