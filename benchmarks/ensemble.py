@@ -24,7 +24,7 @@ import numpyro_amortized as npa
 from benchmarks.environment import ROOT, markdown, write
 from numpyro_amortized.networks import CouplingFlow
 
-MEMBERS, REPEATS = 5, 3
+MEMBERS, REPEATS = 5, 2
 SIGMA = jnp.array([15.0, 10, 16, 11, 9, 11, 10, 18])
 PROGRAMS: list[str] = []
 

@@ -94,8 +94,8 @@ class Approximator(ABC):
         """What the constructor takes besides the source and the adapter, by name.
 
         Together with the source, the adapter and the networks' variables, that is what is saved.
-        Values are networks as they were given, numbers, functions, approximators, and lists,
-        tuples and mappings of them.
+        Values are networks as they were given, numbers, functions, and lists, tuples and mappings
+        of them; or members by name, which share the adapter and the networks.
         """
 
     @property

@@ -46,8 +46,8 @@ class CompositionalApproximator(SingleDensityApproximator):
 
     Groups are independent given the latents that are inferred. :meth:`sample` and :meth:`log_prob`
     are of one group, :meth:`compositional_sample` is of many: it composes the scores of the single
-    posteriors with second order corrections [1], of covariances that a normal distribution learns
-    beside the flow.
+    posteriors with second order corrections [1]. Their covariances come from the slopes of the
+    scores, and at high levels of noise from a normal distribution that the flow corrects.
 
     The prior counts once, so that its score is needed too. Where every latent is mapped by the
     normal quantiles of its prior, as :meth:`Adapter.for_posterior` does where priors are

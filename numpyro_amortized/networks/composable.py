@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks of single groups that can be composed."""
 
+from collections.abc import Callable
 from typing import final
 
 import jax
@@ -9,8 +10,10 @@ from jax import Array, random
 from jax.scipy.linalg import cho_solve
 
 from numpyro_amortized.networks.base import DensityNetwork
-from numpyro_amortized.networks.composition import Composed, composed_sample
+from numpyro_amortized.networks.composition import Composed, Sums, composed_sample
 from numpyro_amortized.networks.continuous_flow import ContinuousFlow, Level
+
+_LEAST = 1e-2  # of a variance given a noisy state, in units of the noise
 
 
 @final
@@ -75,18 +78,6 @@ class Composable(DensityNetwork):
     def sample_and_log_prob(self, rng_key: Array, context: Array) -> tuple[Array, Array]:
         return self.flow.sample_and_log_prob(rng_key, self._given(context))
 
-    def prior_score(self, level: Level, x: Array) -> Array:
-        """Score of the noisy prior at states ``(*batch, size)``."""
-        if self.prior_is_normal:
-            return -x / (level.data**2 + level.noise**2)
-        return self.flow.score(level.time, x, self._nothing(x.dtype))
-
-    def prior_precision(self, dtype: jnp.dtype) -> Array:
-        """Inverse of the prior's covariance, shape ``(size, size)``."""
-        if self.prior_is_normal:
-            return jnp.eye(self.size, dtype=dtype)
-        return self._precision(self._nothing(dtype))
-
     def compose(
         self,
         rng_key: Array,
@@ -107,28 +98,43 @@ class Composable(DensityNetwork):
         """
         start_key, loop_key = random.split(rng_key)
         chunks, weights = _chunks(self._given(contexts), mini_batch_size)
-        prior_precision = self.prior_precision(contexts.dtype)
 
-        def differences(chunk: Array, level: Level, x: Array, prior: Array) -> Array:
-            context = chunks[chunk]
-            excess = self.flow.score(level.time, x, context[:, None]) - prior
-            precision = self._precision(context)
-            moved = jnp.einsum("gij,gsj->gsi", precision, excess)
-            moved += (level.data / level.noise) ** 2 * excess
-            # the group's own precision also weighs what the prior alone says
-            return jnp.einsum("g,gsi->si", weights[chunk], moved)
+        def prior(level: Level, x: Array) -> tuple[Array, Array]:
+            if self.prior_is_normal:
+                variance = level.data**2 + level.noise**2
+                precision = variance / level.noise**2 * jnp.eye(self.size, dtype=x.dtype)
+                return -x / variance, jnp.broadcast_to(precision, (*x.shape, self.size))
+            return self._denoised(level, x, self._nothing(x.dtype))
 
-        def information(chunk: Array) -> Array:
-            excess = self._precision(chunks[chunk]) - prior_precision
-            return jnp.einsum("g,gij->ij", weights[chunk], excess)
+        def groups(chunk: Array, level: Level, x: Array, prior: tuple[Array, Array]) -> Sums:
+            score, precision = self._denoised(level, x, chunks[chunk][:, None])
+            weight = weights[chunk][:, None, None]
+            pull = jnp.einsum("gsij,gsj->gsi", precision, score - prior[0])
+            return Sums(
+                jnp.sum(weight * pull, axis=0),
+                jnp.sum(weight[..., None] * (precision - prior[1]), axis=0),
+            )
 
-        composed = Composed(
-            self.prior_score, prior_precision, differences, information, len(chunks)
-        )
+        composed = Composed(prior, groups, len(chunks))
         start = random.normal(start_key, (num_samples, self.size), contexts.dtype)
         return composed_sample(
             loop_key, composed, start, self.flow.level, num_levels=num_levels, last=last
         )
+
+    def _denoised(self, level: Level, x: Array, given: Array) -> tuple[Array, Array]:
+        """Scores, and precisions of the variables given noisy states.
+
+        Where there is more noise than data, what the state tells adds to the precision that is
+        learned; where there is less, the slope of the score tells, which sees how it differs from
+        place to place.
+        """
+        score, slopes = _with_slopes(lambda x: self.flow.score(level.time, x, given), x)
+        ratio = level.noise / level.data
+        eye = jnp.eye(self.size, dtype=x.dtype)
+        learned = self._precision(given) + eye / ratio**2
+        # a covariance is noise^2 / data^2 (1 + noise^2 d score / dx), by Tweedie's formula
+        local = _inverse(eye + level.noise**2 * slopes) / ratio**2
+        return score, jnp.where(ratio > 1, learned, local)
 
     def _precision(self, given: Array) -> Array:
         """Inverses of the covariances, shape ``(*batch, size, size)``."""
@@ -145,6 +151,31 @@ class Composable(DensityNetwork):
 
     def _nothing(self, dtype: jnp.dtype) -> Array:
         return jnp.zeros(self.flow.condition_size, dtype).at[-1].set(1)
+
+
+def _with_slopes(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    """Values, and their symmetric Jacobians, shape ``(*batch, size, size)``."""
+
+    def along(direction: Array) -> tuple[Array, Array]:
+        return jax.jvp(function, (x,), (jnp.broadcast_to(direction, x.shape),))
+
+    directions = jnp.eye(x.shape[-1], dtype=x.dtype)
+    value, slopes = jax.vmap(along, out_axes=(None, -1))(directions)
+    return value, (slopes + jnp.swapaxes(slopes, -1, -2)) / 2
+
+
+def _inverse(matrix: Array) -> Array:
+    """Inverses of symmetric matrices, by Gauss-Jordan elimination with positive pivots.
+
+    The matrices are small and many: eliminating in all of them at once is faster than LAPACK.
+    """
+    for k in range(matrix.shape[-1]):
+        pivot = jnp.maximum(matrix[..., k, k, None], _LEAST)
+        row, column = matrix[..., k, :] / pivot, matrix[..., :, k]
+        matrix -= column[..., :, None] * row[..., None, :]
+        matrix = matrix.at[..., k, :].set(row).at[..., :, k].set(-column / pivot)
+        matrix = matrix.at[..., k, k].set(1 / pivot[..., 0])
+    return matrix
 
 
 def _chunks(contexts: Array, chunk_size: int) -> tuple[Array, Array]:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Composition of scores that are known exactly, so that only the composition can err."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from flax import nnx
 from jax import random
 
 from numpyro_amortized.networks import DiffusionModel, FlowMatching
-from numpyro_amortized.networks.composition import Composed, composed_sample
+from numpyro_amortized.networks.composition import Composed, Sums, composed_sample
 
 PRIOR_MEAN = jnp.array([0.3, -0.2])
 PRIOR = jnp.array([[1.0, 0.3], [0.3, 0.7]])
@@ -32,18 +30,18 @@ def exactly_composed(y, chunk_size):
     means = (precision @ PRIOR_MEAN + y @ jnp.linalg.inv(NOISE)) @ covariance
     chunks = means.reshape(-1, chunk_size, 2)
 
-    def differences(chunk, level, x, prior):
-        excess = score_of(chunks[chunk][:, None], covariance, level, x) - prior
-        weights = own + (level.data / level.noise) ** 2 * jnp.eye(2)
-        return jnp.einsum("ij,gsj->si", weights, excess)
+    def prior(level, x):
+        noisy = precision + (level.data / level.noise) ** 2 * jnp.eye(2)
+        return score_of(PRIOR_MEAN, PRIOR, level, x), jnp.broadcast_to(noisy, (*x.shape, 2))
 
-    return Composed(
-        partial(score_of, PRIOR_MEAN, PRIOR),
-        precision,
-        differences,
-        lambda chunk: chunk_size * (own - precision),
-        len(chunks),
-    )
+    def groups(chunk, level, x, prior):
+        excess = score_of(chunks[chunk][:, None], covariance, level, x) - prior[0]
+        weights = own + (level.data / level.noise) ** 2 * jnp.eye(2)
+        information = chunk_size * (own - precision)
+        pull = jnp.einsum("ij,gsj->si", weights, excess)
+        return Sums(pull, jnp.broadcast_to(information, (*x.shape, 2)))
+
+    return Composed(prior, groups, len(chunks))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from numpyro_amortized.networks import DiffusionModel, FlowMatching
 from tests.networks.test_coupling_flow import perturbed
 
 
-@pytest.mark.parametrize("kind", [DiffusionModel, FlowMatching])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(DiffusionModel, marks=pytest.mark.verify), FlowMatching]
+)
 def test_without_correction_it_is_the_normal_distribution(kind, unoptimized):
     """What the networks predict is zero at first."""
     network = kind(2, 3, widths=(4,), normal=True, rngs=nnx.Rngs(0))

@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
 from numpyro_amortized.networks import MLP, Parametric
@@ -12,6 +13,7 @@ from numpyro_amortized.scoring_rules import GaussianMixture
 from tests.networks import laws
 
 
+@pytest.mark.verify
 def test_context_broadcasts(unoptimized):
     subnet = partial(MLP, widths=(8,))
     network = Parametric(2, 3, rule=GaussianMixture(3), subnet=subnet, rngs=nnx.Rngs(0))

@@ -40,11 +40,11 @@ def approximator(request):
 @pytest.mark.parametrize("num_groups", BOUNDS)
 def test_gaussian(approximator, num_groups):
     rng = np.random.default_rng(num_groups)
-    num_datasets = 4 if num_groups <= 100 else 2
+    num_datasets = {2: 4, 10: 4, 100: 2}.get(num_groups, 1)
     mu = rng.normal(size=(num_datasets, 1, 2))
     noise = rng.normal(size=(num_datasets, num_groups, 2)) @ np.linalg.cholesky(COVARIANCE).T
     y = (mu + noise).astype(np.float32)
-    num_samples = 2000 if num_groups <= 1000 else 200
+    num_samples = {1000: 300, 10_000: 50}.get(num_groups, 1000)
     draws = approximator.compositional_sample(random.key(1), num_samples, {"y": y})["mu"]
     precision = np.linalg.inv(COVARIANCE)
     covariance = np.linalg.inv(np.eye(2) + num_groups * precision)
@@ -54,41 +54,38 @@ def test_gaussian(approximator, num_groups):
     spread = np.abs(np.asarray(draws).std(1) / sds - 1)
     print(num_groups, "mean", error.max(), "sd", spread.max())
     assert np.isfinite(draws).all()
-    # the Monte Carlo errors of 2,000 draws are .022 sd and 1.6 %
+    # the Monte Carlo errors of 1,000 draws are .032 sd and 2.2 %, of 300 twice that
     assert error.max() < BOUNDS[num_groups][0]
     assert spread.max() < BOUNDS[num_groups][1]
 
 
-def heteroscedastic(y):
-    """Two observations of one group; the prior of the scale is not mapped to a normal one."""
-    mu = numpyro.sample("mu", dist.Laplace(0, 1))
-    scale = numpyro.sample("scale", dist.Gamma(3, 3))
-    numpyro.sample("y", dist.Normal(mu, scale).expand([2]).to_event(1), obs=y)
+def spread(y, prior):
+    """Observations of unknown scale, of one group or of many."""
+    scale = numpyro.sample("scale", prior)
+    numpyro.sample("y", dist.Normal(0, scale).expand(y.shape).to_event(y.ndim), obs=y)
 
 
-def all_groups(y):
-    mu = numpyro.sample("mu", dist.Laplace(0, 1))
-    scale = numpyro.sample("scale", dist.Gamma(3, 3))
-    numpyro.sample("y", dist.Normal(mu, scale).expand(y.shape).to_event(2), obs=y)
-
-
-def test_other_priors_beside_nuts():
+@pytest.mark.parametrize(
+    "prior, score", [(dist.Exponential(1), "exact"), (dist.Gamma(3, 3), "learned")]
+)
+def test_other_priors_beside_nuts(prior, score):
     approximator = npa.CompositionalApproximator(
-        npa.ModelSimulator(heteroscedastic, np.zeros(2)),
+        npa.ModelSimulator(spread, np.zeros(2), prior),
         inference_network=partial(DiffusionModel, widths=WIDTHS),
     )
-    assert "learned" in str(approximator)
+    assert f"score of the prior: {score}" in str(approximator)
     approximator.fit(random.key(0), epochs=200, num_batches=100, validation=0, progress_bar=False)
-    for seed, (mu, scale) in enumerate([(0.5, 0.7), (-1.0, 1.3)]):
-        y = np.random.default_rng(seed).normal(mu, scale, (50, 2)).astype(np.float32)
-        draws = approximator.compositional_sample(random.key(1), 4000, {"y": y})
-        reference = observations.nuts(all_groups, y)
-        for name in ("mu", "scale"):
-            exact = reference[name]
-            error = abs(draws[name].mean() - exact.mean()) / exact.std()
-            spread = abs(draws[name].std() / exact.std() - 1)
-            print("groups of two", name, float(error), float(spread))
-            assert error < 0.2 and spread < 0.15, (name, error, spread)
+    scales = (0.7, 1.3)
+    y = np.stack([np.random.default_rng(k).normal(0, x, (50, 2)) for k, x in enumerate(scales)])
+    y = y.astype(np.float32)
+    draws = approximator.compositional_sample(random.key(1), 2000, {"y": y})["scale"]
+    for data, found in zip(y, draws, strict=True):
+        exact = observations.nuts(spread, data, prior)["scale"]
+        error = abs(found.mean() - exact.mean()) / exact.std()
+        ratio = abs(found.std() / exact.std() - 1)
+        print(score, "mean", float(error), "sd", float(ratio))
+        # both means have a Monte Carlo error near .03 sd
+        assert error < 0.2 and ratio < 0.15, (error, ratio)
 
 
 def test_memory_does_not_grow_with_the_groups():
