@@ -115,13 +115,14 @@ def run_chains(
     for key in random.split(run_key, max_rounds):
         points, _, moves = chains.round(key, points, tuning, is_warmup=False)
         rounds.append(moves)
-        kept, rhat, ess = _judged(rounds, num_samples)
-        if has_converged := rhat <= _MAX_RHAT and ess >= num_samples:
+        has_converged, kept, rhat, ess = _judged(rounds, num_samples)
+        if has_converged:
             break
     position, log_density = kept
     total = position.shape[0] * position.shape[1]
     generator = np.random.default_rng(np.asarray(random.bits(start_key, (4,))))
-    chosen = generator.permutation(np.linspace(0, total - 1, num_samples).round().astype(int))
+    # at random: an even stride through steps and chains may meet the same chains in every step
+    chosen = np.resize(generator.permutation(total), num_samples)
     return Chained(
         position.reshape(total, -1)[chosen],
         log_density.reshape(total)[chosen],
@@ -174,14 +175,17 @@ def _covariance(draws: np.ndarray) -> np.ndarray:
 
 def _judged(
     rounds: list[Moves], num_samples: int
-) -> tuple[tuple[np.ndarray, np.ndarray], float, float]:
-    """All rounds, or the later half of them where these agree better."""
+) -> tuple[bool, tuple[np.ndarray, np.ndarray], float, float]:
+    """Whether they are enough; positions and log densities; nested R-hat; and what they are worth.
+
+    Of all rounds, or of the later half of them where these agree better.
+    """
     verdicts = []
     for first in {0, len(rounds) // 2}:
         position = np.concatenate([moves.position for moves in rounds[first:]])
         log_density = np.concatenate([moves.log_density for moves in rounds[first:]])
         values = np.concatenate([position, log_density[..., None]], axis=-1)
         rhat, ess = nested_rhat(values, _NUM_SUPERCHAINS), least_ess(values)
-        is_enough = rhat <= _MAX_RHAT and ess >= num_samples
-        verdicts.append((is_enough, -rhat, (position, log_density), rhat, ess))
-    return max(verdicts, key=lambda verdict: verdict[:2])[2:]
+        is_enough = rhat <= _MAX_RHAT and min(ess, log_density.size) >= num_samples
+        verdicts.append((is_enough, (position, log_density), rhat, ess))
+    return max(verdicts, key=lambda verdict: (verdict[0], -verdict[2]))
