@@ -21,7 +21,7 @@ from numpyro_amortized.refinement.kernel import (
 from numpyro_amortized.refinement.proposals import DataSets, Proposer
 from numpyro_amortized.refinement.weighting import Weighted
 
-__all__ = ["Chained", "run_chains"]
+__all__ = ["Chained", "run_chains", "some_rows"]
 
 _NUM_SUPERCHAINS, _NUM_CHAINS = 16, 128
 _NUM_STEPS, _NUM_JUMPS = 50, 2  # steps of a round, proposals of a jump
@@ -120,9 +120,7 @@ def run_chains(
             break
     position, log_density = kept
     total = position.shape[0] * position.shape[1]
-    generator = np.random.default_rng(np.asarray(random.bits(start_key, (4,))))
-    # at random: an even stride through steps and chains may meet the same chains in every step
-    chosen = np.resize(generator.permutation(total), num_samples)
+    chosen = some_rows(start_key, total, num_samples)
     return Chained(
         position.reshape(total, -1)[chosen],
         log_density.reshape(total)[chosen],
@@ -133,6 +131,15 @@ def run_chains(
         sum(int(moves.num_jumps) for moves in rounds),
         has_converged,
     )
+
+
+def some_rows(rng_key: Array, total: int, num_samples: int) -> np.ndarray:
+    """Indices of draws that are returned, all different where there are enough.
+
+    At random: an even stride through steps and chains may meet the same chains in every step.
+    """
+    generator = np.random.default_rng(np.asarray(random.bits(rng_key, (4,))))
+    return np.resize(generator.permutation(total), num_samples)
 
 
 def _starts(rng_key: Array, chains: _Chains, weighted: Weighted, dispersed: np.ndarray) -> Points:
