@@ -8,6 +8,7 @@ import pytest
 from jax import random
 
 import numpyro_amortized as npa
+from numpyro_amortized.refinement.chains import some_rows
 from numpyro_amortized.refinement.convergence import nested_rhat
 from tests import models
 from tests.bimodal import TwoNormals, squared, squared_posterior
@@ -145,6 +146,17 @@ def test_nested_rhat():
     draws[..., 1] += np.repeat(rng.normal(size=8), 4)
     starts, within = np.var(draws[..., 1].mean(0).reshape(8, 4).mean(1), ddof=1), 1.0
     assert nested_rhat(draws, 8) == pytest.approx(np.sqrt(1 + starts / within), rel=0.02)
+
+
+@pytest.mark.parametrize("num_samples", [1000, 2000, 10_000])
+def test_draws_come_from_all_chains(num_samples):
+    """Of 1,000 steps of 128 chains: each chain gives 8 or more draws on average."""
+    rows = some_rows(random.key(0), 128_000, num_samples)
+    assert len(np.unique(rows)) == num_samples
+    counts = np.bincount(rows % 128, minlength=128)
+    mean = num_samples / 128
+    assert np.abs(counts - mean).max() < 6 * np.sqrt(mean)
+    assert len(np.unique(some_rows(random.key(0), 100, num_samples))) == 100
 
 
 def test_refusals(approximate, bad, data, unoptimized):

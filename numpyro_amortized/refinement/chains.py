@@ -21,7 +21,7 @@ from numpyro_amortized.refinement.kernel import (
 from numpyro_amortized.refinement.proposals import DataSets, Proposer
 from numpyro_amortized.refinement.weighting import Weighted
 
-__all__ = ["Chained", "run_chains"]
+__all__ = ["Chained", "run_chains", "some_rows"]
 
 _NUM_SUPERCHAINS, _NUM_CHAINS = 16, 128
 _NUM_STEPS, _NUM_JUMPS = 50, 2  # steps of a round, proposals of a jump
@@ -115,13 +115,12 @@ def run_chains(
     for key in random.split(run_key, max_rounds):
         points, _, moves = chains.round(key, points, tuning, is_warmup=False)
         rounds.append(moves)
-        kept, rhat, ess = _judged(rounds, num_samples)
-        if has_converged := rhat <= _MAX_RHAT and ess >= num_samples:
+        has_converged, kept, rhat, ess = _judged(rounds, num_samples)
+        if has_converged:
             break
     position, log_density = kept
     total = position.shape[0] * position.shape[1]
-    generator = np.random.default_rng(np.asarray(random.bits(start_key, (4,))))
-    chosen = generator.permutation(np.linspace(0, total - 1, num_samples).round().astype(int))
+    chosen = some_rows(start_key, total, num_samples)
     return Chained(
         position.reshape(total, -1)[chosen],
         log_density.reshape(total)[chosen],
@@ -132,6 +131,15 @@ def run_chains(
         sum(int(moves.num_jumps) for moves in rounds),
         has_converged,
     )
+
+
+def some_rows(rng_key: Array, total: int, num_samples: int) -> np.ndarray:
+    """Indices of draws that are returned, all different where there are enough.
+
+    At random: an even stride through steps and chains may meet the same chains in every step.
+    """
+    generator = np.random.default_rng(np.asarray(random.bits(rng_key, (4,))))
+    return np.resize(generator.permutation(total), num_samples)
 
 
 def _starts(rng_key: Array, chains: _Chains, weighted: Weighted, dispersed: np.ndarray) -> Points:
@@ -174,14 +182,17 @@ def _covariance(draws: np.ndarray) -> np.ndarray:
 
 def _judged(
     rounds: list[Moves], num_samples: int
-) -> tuple[tuple[np.ndarray, np.ndarray], float, float]:
-    """All rounds, or the later half of them where these agree better."""
+) -> tuple[bool, tuple[np.ndarray, np.ndarray], float, float]:
+    """Whether they are enough; positions and log densities; nested R-hat; and what they are worth.
+
+    Of all rounds, or of the later half of them where these agree better.
+    """
     verdicts = []
     for first in {0, len(rounds) // 2}:
         position = np.concatenate([moves.position for moves in rounds[first:]])
         log_density = np.concatenate([moves.log_density for moves in rounds[first:]])
         values = np.concatenate([position, log_density[..., None]], axis=-1)
         rhat, ess = nested_rhat(values, _NUM_SUPERCHAINS), least_ess(values)
-        is_enough = rhat <= _MAX_RHAT and ess >= num_samples
-        verdicts.append((is_enough, -rhat, (position, log_density), rhat, ess))
-    return max(verdicts, key=lambda verdict: verdict[:2])[2:]
+        is_enough = rhat <= _MAX_RHAT and min(ess, log_density.size) >= num_samples
+        verdicts.append((is_enough, (position, log_density), rhat, ess))
+    return max(verdicts, key=lambda verdict: (verdict[0], -verdict[2]))

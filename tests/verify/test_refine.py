@@ -61,10 +61,14 @@ def test_modes_get_their_weights(scale):
     network = partial(TwoNormals, scale=scale)
     approximator = npa.ContinuousApproximator(simulator, inference_network=network)
     approximator.fit(random.key(0), epochs=1, num_batches=2, progress_bar=False)
+    shares = []
     for seed in range(10):
         tree = npa.refine(random.key(seed), approximator, {"x": 1.0}, num_samples=8000)
         assert tree["sample_stats"]["step"] != "unresolved"
-        assert abs((draws_of(tree, "theta") > 0).mean() - 0.5) < 0.05
+        shares.append((draws_of(tree, "theta") > 0).mean())
+    assert np.abs(np.array(shares) - 0.5).max() < 0.05
+    # the chains change modes often enough that each run is worth 2,000 draws of the mode
+    assert abs(np.mean(shares) - 0.5) < 5 * 0.5 / np.sqrt(10 * 2000)
 
 
 def clusters(y):
