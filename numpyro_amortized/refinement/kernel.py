@@ -100,7 +100,7 @@ def move(
     :param keys: of each step.
     :param is_warmup: whether the step size is tuned.
     """
-    network = nnx.merge(graphdef, state)["inference_network"]
+    network = density.approximator.density(nnx.merge(graphdef, state))
     observed = jax.tree.map(lambda x: x[None], data.observed)
     context = density.approximator.encode(graphdef, state, observed)
 

@@ -61,7 +61,7 @@ def _at_prior(
     data: DataSets,
 ) -> tuple[Array, Array]:
     """Log weights under the network and log likelihoods, ``(num_datasets, num)``."""
-    network = nnx.merge(graphdef, state)["inference_network"]
+    network = density.approximator.density(nnx.merge(graphdef, state))
     context = density.approximator.encode(graphdef, state, data.observed)
 
     def one(context: Array, data: DataSets) -> tuple[Array, Array]:
