@@ -10,26 +10,30 @@ from numpyro_amortized.adapters.augmentations import (
     augment,
 )
 from numpyro_amortized.approximators.amortize import amortize
+from numpyro_amortized.approximators.compositional import CompositionalApproximator
 from numpyro_amortized.approximators.continuous import ContinuousApproximator
+from numpyro_amortized.approximators.ensemble import EnsembleApproximator
 from numpyro_amortized.approximators.model_comparison import ModelComparisonApproximator
 from numpyro_amortized.approximators.ratio import RatioApproximator
 from numpyro_amortized.approximators.scoring_rule import ScoringRuleApproximator
 from numpyro_amortized.augmented import AugmentedDataset
+from numpyro_amortized.bank import DamagedChunkError
 from numpyro_amortized.datasets import OfflineDataset, OnlineDataset
 from numpyro_amortized.disk import DiskDataset
 from numpyro_amortized.distributions import AmortizedPosterior
 from numpyro_amortized.guide import AmortizedGuide
 from numpyro_amortized.importance import ImportanceResult, importance_sample
 from numpyro_amortized.likelihood import NeuralLikelihood
+from numpyro_amortized.refine import refine
 from numpyro_amortized.saving import load
-from numpyro_amortized.simulators.base import Simulator
+from numpyro_amortized.simulators.base import Simulator, TraceableSimulator
 from numpyro_amortized.simulators.branches import Branches, split_branches
 from numpyro_amortized.simulators.comparison import ModelComparisonSimulator
 from numpyro_amortized.simulators.functions import LambdaSimulator
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.sequential import SequentialSimulator, make_simulator
 from numpyro_amortized.simulators.tracing import Site
-from numpyro_amortized.streamed import HostDataset
+from numpyro_amortized.streamed import HostDataset, StreamedDataset
 from numpyro_amortized.training import History
 
 __version__ = "0.1.0"
@@ -40,8 +44,11 @@ __all__ = [
     "AmortizedPosterior",
     "AugmentedDataset",
     "Branches",
+    "CompositionalApproximator",
     "ContinuousApproximator",
+    "DamagedChunkError",
     "DiskDataset",
+    "EnsembleApproximator",
     "History",
     "HostDataset",
     "ImportanceResult",
@@ -60,6 +67,8 @@ __all__ = [
     "SequentialSimulator",
     "Simulator",
     "Site",
+    "StreamedDataset",
+    "TraceableSimulator",
     "amortize",
     "augment",
     "diagnostics",
@@ -67,6 +76,7 @@ __all__ = [
     "load",
     "make_simulator",
     "networks",
+    "refine",
     "scoring_rules",
     "split_branches",
 ]

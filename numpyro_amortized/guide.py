@@ -17,13 +17,12 @@ from numpyro import handlers
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.util import unconstrain_fn
 
-from numpyro_amortized.approximators.context import context_of
 from numpyro_amortized.distributions import AmortizedPosterior
 from numpyro_amortized.simulators.arguments import model_signature
 from numpyro_amortized.simulators.base import typed_key
 
 if TYPE_CHECKING:
-    from numpyro_amortized.approximators.continuous import ContinuousApproximator
+    from numpyro_amortized.approximators.density import DensityApproximator
 
 __all__ = ["AmortizedGuide"]
 
@@ -33,9 +32,9 @@ _NUM_DRAWS = 4000  # behind a quantile
 class _Tuned:
     """Networks with parameters that SVI may be changing; compared by identity."""
 
-    def __init__(self, approximator: "ContinuousApproximator", modules: nnx.Dict) -> None:
+    def __init__(self, approximator: "DensityApproximator", modules: nnx.Dict) -> None:
         self.approximator = approximator
-        self.inference_network = modules["inference_network"]
+        self.inference_network = approximator.density(modules)
 
 
 @final
@@ -59,7 +58,7 @@ class AmortizedGuide(AutoGuide):
     def __init__(
         self,
         model: Callable[..., Any],
-        approximator: "ContinuousApproximator",
+        approximator: "DensityApproximator",
         *,
         prefix: str = "auto",
         observed: Mapping[str, ArrayLike] | None = None,
@@ -178,7 +177,7 @@ class AmortizedGuide(AutoGuide):
 
     def _given(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple["ContinuousApproximator", dict[str, Array]]:
+    ) -> tuple["DensityApproximator", dict[str, Array]]:
         """Observed sites and context of one data set, and the approximator for its groups."""
         if self.observed is not None:
             return self._one_data_set(self.observed)
@@ -204,7 +203,7 @@ class AmortizedGuide(AutoGuide):
 
     def _one_data_set(
         self, conditions: Mapping[str, ArrayLike]
-    ) -> tuple["ContinuousApproximator", dict[str, Array]]:
+    ) -> tuple["DensityApproximator", dict[str, Array]]:
         approximator = self.approximator.for_groups(conditions)
         checked = approximator.check_conditions(conditions)
         if checked.is_batch:
@@ -239,15 +238,15 @@ class AmortizedGuide(AutoGuide):
 
 
 def _posterior(
-    approximator: "ContinuousApproximator", modules: nnx.Dict, given: dict[str, Array]
+    approximator: "DensityApproximator", modules: nnx.Dict, given: dict[str, Array]
 ) -> AmortizedPosterior:
     with handlers.block():
-        context = context_of(modules, approximator.adapter.forward(given))
+        context = approximator.context(modules, given)
     return AmortizedPosterior(context, given, _Tuned(approximator, modules))  # type: ignore[arg-type]
 
 
 def _latents(
-    approximator: "ContinuousApproximator", vector: Array, given: dict[str, Array]
+    approximator: "DensityApproximator", vector: Array, given: dict[str, Array]
 ) -> tuple[dict[str, Array], Array]:
     with handlers.block():  # the adapter runs the model
         sites = approximator.sites_at(vector, given)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import jax
@@ -14,12 +15,15 @@ import pytest
 from jax import random
 
 import numpyro_amortized as npa
-from numpyro_amortized.networks import CouplingFlow, DeepSet, Spline
+from numpyro_amortized.networks import Affine, CouplingFlow, DeepSet, Spline
 from tests import models
 
 FLOW = partial(CouplingFlow, depth=2, widths=(32, 32), transform=Spline(bins=8))
+AFFINE = partial(CouplingFlow, depth=1, widths=(16,), transform=Affine())
 SETS = partial(DeepSet, summary_size=8, widths=(32,), embedding_size=16)
 _COMPILATIONS: list[str] = []
+_TRAINED = {"normal_mean", "regression", "hierarchy", "constrained"}
+_MAPS = Path("/proc/self/maps")
 
 
 def _record(event: str, duration: float, **_: object) -> None:
@@ -38,6 +42,26 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(cache.cleanup)
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``--dist loadgroup``: a file stays together, and so do all that share a training."""
+    trained = {item.path for item in items if _TRAINED & set(item.fixturenames)}
+    for item in items:
+        group = "trained" if item.path in trained else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bounded_maps() -> Iterator[None]:
+    """Drop compiled programs before a process has the 65,530 memory maps that Linux allows.
+
+    Every program holds some, and XLA dies with a segmentation fault where it gets no more.
+    """
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 45_000:
+        jax.clear_caches()
 
 
 @pytest.fixture
@@ -73,12 +97,12 @@ def unoptimized() -> Iterator[None]:
 def approximate():
     """Makes an untrained approximator with small networks."""
 
-    def make(model, *args, **kwargs) -> npa.ContinuousApproximator:
+    def make(model, *args, network=FLOW, **kwargs) -> npa.ContinuousApproximator:
         options = {k: kwargs.pop(k) for k in ("sites", "sets") if k in kwargs}
         simulator = npa.ModelSimulator(model, *args, **kwargs)
         adapter = npa.Adapter.for_posterior(simulator, **options)
         return npa.ContinuousApproximator(
-            simulator, adapter=adapter, inference_network=FLOW, summary_network=SETS
+            simulator, adapter=adapter, inference_network=network, summary_network=SETS
         )
 
     return make
@@ -89,7 +113,7 @@ def normal_mean(approximate) -> npa.ContinuousApproximator:
     """A set of ten normals with unknown mean, trained well."""
     approximator = approximate(models.normal_mean, np.zeros(10))
     with optimizations(True):
-        approximator.fit(random.key(0), epochs=60, progress_bar=False)
+        approximator.fit(random.key(0), epochs=40, progress_bar=False)
     return approximator
 
 
@@ -98,7 +122,7 @@ def regression(approximate) -> npa.ContinuousApproximator:
     """Normal regression with known covariates, trained well."""
     approximator = approximate(models.regression, models.DESIGN, np.zeros(len(models.DESIGN)))
     with optimizations(True):
-        approximator.fit(random.key(0), epochs=100, progress_bar=False)
+        approximator.fit(random.key(0), epochs=40, progress_bar=False)
     return approximator
 
 

@@ -11,7 +11,7 @@ from jax import random
 import numpyro_amortized as npa
 from numpyro_amortized import checkpoints
 from tests import models
-from tests.conftest import FLOW, SETS
+from tests.conftest import AFFINE, SETS
 
 NUM_MEMBERS = 4
 OPTIONS = {"epochs": 25, "num_batches": 4, "batch_size": 16, "progress_bar": False}
@@ -19,7 +19,7 @@ OPTIONS = {"epochs": 25, "num_batches": 4, "batch_size": 16, "progress_bar": Fal
 
 def untrained():
     simulator = npa.ModelSimulator(models.normal_mean, np.zeros(NUM_MEMBERS))
-    options = {"inference_network": FLOW, "summary_network": SETS}
+    options = {"inference_network": AFFINE, "summary_network": SETS}
     return npa.ContinuousApproximator(simulator, **options)
 
 

@@ -15,6 +15,7 @@ from jax import random
 import numpyro_amortized as npa
 from numpyro_amortized.datasets import OfflineDataset
 from tests import models
+from tests.conftest import AFFINE
 
 Y = np.linspace(-1, 2, 6)
 LATENTS = {"intercept": np.zeros(()), "slope": np.zeros(2)}
@@ -163,7 +164,9 @@ def counting(approximate, unoptimized_module):
         with numpyro.plate("n", len(y)), numpyro.handlers.mask(mask=keep):
             numpyro.sample("y", dist.Poisson(rate), obs=y)
 
-    approximator = approximate(model, np.zeros(3, int), np.array([True, False, True]))
+    approximator = approximate(
+        model, np.zeros(3, int), np.array([True, False, True]), network=AFFINE
+    )
     approximator.fit(random.key(0), epochs=1, num_batches=3, progress_bar=False)
     return approximator
 

@@ -187,11 +187,9 @@ def kill_and_resume(directory, seed, num_kills):
     return fit(directory)
 
 
-@pytest.mark.parametrize(
-    "num_kills", [2, pytest.param(10, marks=pytest.mark.verify)], ids=lambda n: f"{n} kills"
-)
-def test_killed_at_random_moments(num_kills, uninterrupted, tmp_path):
-    resumed = parameters(kill_and_resume(tmp_path / "run", num_kills, num_kills))
+@pytest.mark.verify
+def test_killed_at_ten_random_moments(uninterrupted, tmp_path):
+    resumed = parameters(kill_and_resume(tmp_path / "run", 10, 10))
     for x, y in zip(uninterrupted, resumed, strict=True):
         np.testing.assert_array_equal(x, y)
 

@@ -98,6 +98,7 @@ def noisy_mean(n, x=None):
         numpyro.sample("x", dist.Normal(mu, 1), obs=x)
 
 
+@pytest.mark.verify
 def test_sizes_that_vary(unoptimized, compilations):
     from tests.conftest import FLOW, SETS
 

@@ -192,6 +192,7 @@ def ratio():
     return approximator
 
 
+@pytest.mark.verify
 def test_ratio_in_a_model(ratio):
     """The posterior on a grid, from the model's density; under NUTS by `make verify`."""
 
@@ -211,6 +212,7 @@ def test_ratio_in_a_model(ratio):
     np.testing.assert_allclose(slopes[1:-1], numeric, rtol=2e-2, atol=5e-2)
 
 
+@pytest.mark.verify
 def test_ratio_shapes_and_normalization(ratio, unoptimized):
     y = np.stack([Y, -Y, Y + 0.5])
     mu = random.normal(random.key(0), (3, 4000))

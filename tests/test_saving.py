@@ -81,6 +81,7 @@ def test_draws_densities_and_training_are_the_same_bit_for_bit(normal_mean, save
     assert histories[0].loss == histories[1].loss
 
 
+@pytest.mark.verify
 def test_every_kind_of_support(tmp_path):
     simulator = npa.ModelSimulator(models.constrained, np.zeros(4))
     adapter = npa.Adapter.for_posterior(simulator)

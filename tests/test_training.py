@@ -17,7 +17,7 @@ from numpyro_amortized.disk import DiskDataset
 from numpyro_amortized.simulators.base import Simulator
 from numpyro_amortized.training import default_optimizer, train
 from tests import models
-from tests.conftest import FLOW, SETS
+from tests.conftest import AFFINE, SETS
 
 SHORT = {"epochs": 2, "num_batches": 5, "batch_size": 32, "progress_bar": False, "rejuvenation": 0}
 
@@ -29,7 +29,7 @@ def quick(unoptimized_module):
 
 @pytest.fixture
 def approximator(approximate):
-    return approximate(models.normal_mean, np.zeros(4))
+    return approximate(models.normal_mean, np.zeros(4), network=AFFINE)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def partly_undefined(share):
 def test_same_key_same_networks(approximate, bank, offline):
     histories, weights = [], []
     for _ in range(2):
-        approximator = approximate(models.normal_mean, np.zeros(4))
+        approximator = approximate(models.normal_mean, np.zeros(4), network=AFFINE)
         # a bank with moves of its latents, which are the default
         options = SHORT | ({"dataset": bank, "rejuvenation": None} if offline else {})
         histories.append(approximator.fit(random.key(0), **options))
@@ -125,7 +125,7 @@ def test_a_simulator_that_cannot_be_traced(approximator):
     host = npa.ContinuousApproximator(
         Host(),
         adapter=approximator.adapter,
-        inference_network=FLOW,
+        inference_network=AFFINE,
         summary_network=SETS,
     )
     history = host.fit(random.key(0), **SHORT)
@@ -187,6 +187,27 @@ def test_the_best_parameters_are_kept():
     assert last > 0.9 and history.best_epoch == 7 and np.isnan(history.validation_loss).all()
 
 
+def test_every_epoch_is_validated_with_the_same_noise():
+    def noisy(w, key, batch):
+        return (w - random.normal(key, batch["x"].shape)) ** 2
+
+    held_out = {"x": jnp.ones(5)}
+    _, history = train(
+        random.key(0),
+        noisy,
+        jnp.zeros(()),
+        OfflineDataset({"x": jnp.ones(100)}),
+        optimizer=optax.sgd(0.0),
+        epochs=3,
+        num_batches=2,
+        batch_size=10,
+        validation=held_out,
+        progress_bar=False,
+    )
+    assert len(set(history.loss.tolist())) == 3
+    assert len(set(history.validation_loss.tolist())) == 1
+
+
 def test_initial_parameters_survive_donation():
     start = jnp.zeros(())
     quadratic(start, OfflineDataset({"x": jnp.ones(100)}), optax.sgd(0.1))
@@ -225,7 +246,7 @@ def test_steps_that_are_not_finite_are_left_out():
 
 
 def test_undefined_simulations_online(approximate):
-    approximator = approximate(partly_undefined(0.2), 0.0)
+    approximator = approximate(partly_undefined(0.2), 0.0, network=AFFINE)
     history = approximator.fit(random.key(0), **SHORT | {"num_batches": 20})
     # a fifth of 1,280, within five standard errors
     assert abs(history.skipped_simulations - 256) < 5 * np.sqrt(1280 * 0.2 * 0.8)
@@ -233,7 +254,7 @@ def test_undefined_simulations_online(approximate):
 
 
 def test_undefined_simulations_in_a_bank(approximate, bank):
-    approximator = approximate(models.normal_mean, np.zeros(4))
+    approximator = approximate(models.normal_mean, np.zeros(4), network=AFFINE)
     broken = bank | {"y": np.where(np.arange(200)[:, None] % 4 == 0, np.nan, bank["y"])}
     history = approximator.fit(random.key(0), dataset=broken, **SHORT)
     assert np.isfinite(history.loss).all()
@@ -242,8 +263,8 @@ def test_undefined_simulations_in_a_bank(approximate, bank):
 
 def test_mostly_undefined_simulations(approximate, bank):
     with pytest.raises(ValueError, match=r"not finite.*Restrict the priors"):
-        approximate(partly_undefined(0.8), 0.0)
-    approximator = approximate(models.normal_mean, np.zeros(4))
+        approximate(partly_undefined(0.8), 0.0, network=AFFINE)
+    approximator = approximate(models.normal_mean, np.zeros(4), network=AFFINE)
     broken = bank | {"y": np.where(np.arange(200)[:, None] % 4, np.nan, bank["y"])}
     with pytest.raises(ValueError, match="not finite"):
         approximator.fit(random.key(0), dataset=broken, **SHORT)

@@ -13,7 +13,7 @@ from numpyro_amortized.adapters.factorized import data_steps, latent_steps
 from numpyro_amortized.adapters.grouping import Said, find_groups, said
 from numpyro_amortized.adapters.groups import OneVector
 from numpyro_amortized.adapters.hierarchy import Hierarchy, Refusal, find_hierarchy
-from numpyro_amortized.adapters.latents import unconstrain_latents
+from numpyro_amortized.adapters.latents import UnconstrainLatents, unconstrain_latents
 from numpyro_amortized.adapters.observations import (
     CollectConditions,
     DropSites,
@@ -99,6 +99,25 @@ def _by_groups(
     if isinstance(steps, Refusal):
         return steps
     return [DropSites(_left_out(simulator, names)), *latent_steps(latents, own), *steps]
+
+
+def makes_prior_normal(adapter: Adapter) -> bool:
+    """Whether the prior of the inference variables is known to be N(0, I).
+
+    It is where each latent is mapped by its own prior's quantiles, and no step of the user's own
+    may change what comes of that.
+    """
+    steps = (
+        DropSites,
+        UnconstrainLatents,
+        StandardizeObserved,
+        MaskBeyondSize,
+        CollectSummaries,
+        CollectConditions,
+    )
+    maps = [m for t in adapter.transforms if isinstance(t, UnconstrainLatents) for m in t.maps]
+    derived = all(isinstance(transform, steps) for transform in adapter.transforms)
+    return derived and bool(maps) and all(m.by_prior for m in maps)
 
 
 def pilot_draws(simulator: ModelSimulator, pilot: Draws | None) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from numpyro_amortized.networks.hierarchical import GroupSummary, Hierarchical
 from numpyro_amortized.networks.mixed import Categorical, Discretized, Mixed
 from numpyro_amortized.networks.mlp import MLP
 from numpyro_amortized.networks.ode import Adaptive, FixedStep
+from numpyro_amortized.networks.parametric import Parametric
 from numpyro_amortized.networks.residual_mlp import ResidualMLP
 from numpyro_amortized.networks.set_transformer import SetTransformer
 from numpyro_amortized.networks.splines import Spline
@@ -43,6 +44,7 @@ __all__ = [
     "InferenceNetwork",
     "Mixed",
     "OptimalTransport",
+    "Parametric",
     "ResidualMLP",
     "SetTransformer",
     "Sinusoidal",

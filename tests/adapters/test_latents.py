@@ -94,6 +94,7 @@ def test_round_trip(setup, name, prior_to_normal):
     check_round_trip(simulator, adapter, 1e-4)
 
 
+@pytest.mark.verify
 def test_round_trip_in_double_precision():
     script = (
         "from tests.adapters.test_latents import *\n"

@@ -91,7 +91,9 @@ def test_log_density(request, prior_predictive, name):
     assert np.quantile(np.abs(log_q - log_p), 0.9) < 0.3
 
 
-@MODELS
+@pytest.mark.parametrize(
+    "name", ["normal_mean", pytest.param("regression", marks=pytest.mark.verify)]
+)
 def test_classifier_cannot_tell_draws_from_the_exact_posterior(request, prior_predictive, name):
     approximator = request.getfixturevalue(name)
     y = prior_predictive[name][2][0]

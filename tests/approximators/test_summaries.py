@@ -89,6 +89,7 @@ def test_networks_for_some_of_the_sites(unoptimized):
     assert one.summary_network is networks.Convolution
 
 
+@pytest.mark.verify
 def test_one_network_of_all_sites(unoptimized):
     class Means(nnx.Module):
         """Of each site."""
@@ -181,6 +182,7 @@ def test_regularized_summaries_are_normal():
     assert regularized < 0.3 * free
 
 
+@pytest.mark.verify
 def test_regularizer_is_added_with_its_weight(unoptimized):
     def loss(**options):
         approximator = approximator_of("set", summary_network=SMALL["survey"], **options)
