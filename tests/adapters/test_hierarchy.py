@@ -116,6 +116,7 @@ def test_context_travels_with_its_group():
     assert groups.axes == {"theta": 0, "y": 0, "sigma": 0}
 
 
+@pytest.mark.verify
 def test_plates_without_data_are_features():
     x = np.random.default_rng(0).normal(size=(5, 2))
     groups = found(regressions, x, np.zeros((5, 7)))

@@ -125,6 +125,7 @@ def test_ancestral_draws_depend_on_globals_and_own_data_alone(groups):
         draw(conditions, {"mu": jnp.zeros((2, 4)), "tau": jnp.ones((2, 4))})
 
 
+@pytest.mark.verify
 def test_saved_and_loaded(groups, tmp_path):
     groups.save(tmp_path / "groups")
     loaded = npa.load(tmp_path / "groups", partial(models.group_means, np.zeros((20, 3))))

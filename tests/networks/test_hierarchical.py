@@ -98,6 +98,7 @@ def test_absent_groups_have_no_part(networks):
     )
 
 
+@pytest.mark.verify
 def test_the_order_of_groups_does_not_matter(networks):
     summary, density = networks
     arrays, variables = data(NUM_GROUPS)
