@@ -189,8 +189,14 @@ class AmortizedGuide(AutoGuide):
             if site.name in trace and trace[site.name].get("is_observed")
         }
         arguments = model_signature(self.model).bind_partial(*args, **kwargs).arguments
+        varying = self.approximator.varying_size
         found = found | {
-            s.name: arguments[s.name] for s in needed if s.role == "context" and s.name in arguments
+            s.name: arguments[s.name]
+            for s in needed
+            # the data have their own size already: a number of members would be that of padded ones
+            if s.role == "context"
+            and s.name in arguments
+            and (varying is None or s.name != varying.name)
         }
         observed = [s.name for s in needed if s.role == "observed"]
         if missing := [name for name in observed if name not in found]:
