@@ -10,7 +10,9 @@ from numpyro_amortized.adapters.augmentations import (
     augment,
 )
 from numpyro_amortized.approximators.amortize import amortize
+from numpyro_amortized.approximators.compositional import CompositionalApproximator
 from numpyro_amortized.approximators.continuous import ContinuousApproximator
+from numpyro_amortized.approximators.ensemble import EnsembleApproximator
 from numpyro_amortized.approximators.model_comparison import ModelComparisonApproximator
 from numpyro_amortized.approximators.ratio import RatioApproximator
 from numpyro_amortized.approximators.scoring_rule import ScoringRuleApproximator
@@ -22,6 +24,7 @@ from numpyro_amortized.distributions import AmortizedPosterior
 from numpyro_amortized.guide import AmortizedGuide
 from numpyro_amortized.importance import ImportanceResult, importance_sample
 from numpyro_amortized.likelihood import NeuralLikelihood
+from numpyro_amortized.refine import refine
 from numpyro_amortized.saving import load
 from numpyro_amortized.simulators.base import Simulator, TraceableSimulator
 from numpyro_amortized.simulators.branches import Branches, split_branches
@@ -41,9 +44,11 @@ __all__ = [
     "AmortizedPosterior",
     "AugmentedDataset",
     "Branches",
+    "CompositionalApproximator",
     "ContinuousApproximator",
     "DamagedChunkError",
     "DiskDataset",
+    "EnsembleApproximator",
     "History",
     "HostDataset",
     "ImportanceResult",
@@ -71,6 +76,7 @@ __all__ = [
     "load",
     "make_simulator",
     "networks",
+    "refine",
     "scoring_rules",
     "split_branches",
 ]

@@ -13,30 +13,29 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
 if TYPE_CHECKING:
-    from numpyro_amortized.approximators.continuous import ContinuousApproximator
+    from numpyro_amortized.approximators.density import DensityApproximator
     from numpyro_amortized.networks.base import DensityNetwork
 
 
 class Frozen:
-    """The networks as trained at one time; compared by identity, so that it may be static data."""
+    """A density as trained at one time; compared by identity, so that it may be static data."""
 
-    def __init__(
-        self, approximator: "ContinuousApproximator", graphdef: nnx.GraphDef, state: nnx.State
-    ) -> None:
+    def __init__(self, approximator: "DensityApproximator", density: "DensityNetwork") -> None:
         self.approximator = approximator
+        graphdef, state = nnx.split(density)
         # own arrays: training goes on in place
         self._graphdef, self._state = graphdef, jax.tree.map(jnp.copy, state)
 
     @property
     def inference_network(self) -> "DensityNetwork":
         """The network with the parameters of that time."""
-        return nnx.merge(self._graphdef, self._state)["inference_network"]
+        return nnx.merge(self._graphdef, self._state)
 
 
 class AmortizedPosterior(dist.Distribution):
     """Posterior over the unconstrained, standardized vector of all inferred latents.
 
-    Made by :meth:`ContinuousApproximator.posterior`. The batch shape is that of the data sets.
+    Made by the ``posterior`` of an approximator. The batch shape is that of the data sets.
 
     :param context: encoded data sets, shape ``(*batch, condition_size)``.
     :param observed: the data sets, values ``(*batch, *shape)`` of each observed site.
@@ -60,7 +59,7 @@ class AmortizedPosterior(dist.Distribution):
         self.context = context
         self.observed = dict(observed)
         self.frozen = frozen
-        size = frozen.inference_network.size
+        size = frozen.approximator.num_variables
         super().__init__(context.shape[:-1], (size,), validate_args=validate_args)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:

@@ -17,13 +17,12 @@ from numpyro import handlers
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.util import unconstrain_fn
 
-from numpyro_amortized.approximators.context import context_of
 from numpyro_amortized.distributions import AmortizedPosterior
 from numpyro_amortized.simulators.arguments import model_signature
 from numpyro_amortized.simulators.base import typed_key
 
 if TYPE_CHECKING:
-    from numpyro_amortized.approximators.continuous import ContinuousApproximator
+    from numpyro_amortized.approximators.density import DensityApproximator
 
 __all__ = ["AmortizedGuide"]
 
@@ -33,9 +32,9 @@ _NUM_DRAWS = 4000  # behind a quantile
 class _Tuned:
     """Networks with parameters that SVI may be changing; compared by identity."""
 
-    def __init__(self, approximator: "ContinuousApproximator", modules: nnx.Dict) -> None:
+    def __init__(self, approximator: "DensityApproximator", modules: nnx.Dict) -> None:
         self.approximator = approximator
-        self.inference_network = modules["inference_network"]
+        self.inference_network = approximator.density(modules)
 
 
 @final
@@ -59,7 +58,7 @@ class AmortizedGuide(AutoGuide):
     def __init__(
         self,
         model: Callable[..., Any],
-        approximator: "ContinuousApproximator",
+        approximator: "DensityApproximator",
         *,
         prefix: str = "auto",
         observed: Mapping[str, ArrayLike] | None = None,
@@ -79,10 +78,10 @@ class AmortizedGuide(AutoGuide):
         """Draws the latents, given the data among the arguments."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        given = self._given(args, kwargs)
-        posterior = self._posterior(self._networks(), given)
+        approximator, given = self._given(args, kwargs)
+        posterior = _posterior(approximator, self._networks(), given)
         vector = numpyro.sample(f"_{self.prefix}_latent", posterior, infer={"is_auxiliary": True})
-        values, log_det = self._latents(vector, given)
+        values, log_det = _latents(approximator, vector, given)
         shares = log_det / len(values)
         return {name: self._sample_site(name, x, shares) for name, x in values.items()}
 
@@ -103,10 +102,10 @@ class AmortizedGuide(AutoGuide):
         :param kwargs: keyword arguments of the model.
         :return: values ``(*sample_shape, *shape)``.
         """
-        given = self._given(args, kwargs)
+        approximator, given = self._given(args, kwargs)
         with handlers.block():
             modules = handlers.substitute(self._networks, data=dict(params))()
-        posterior = self._posterior(modules, given)
+        posterior = _posterior(approximator, modules, given)
         return posterior.constrain(posterior.sample(typed_key(rng_key), sample_shape))
 
     def median(self, params: Mapping[str, Any]) -> dict[str, Array]:
@@ -176,8 +175,10 @@ class AmortizedGuide(AutoGuide):
             seeded = handlers.seed(self.model, random.key(0))
             return handlers.trace(seeded).get_trace(*args, **kwargs)
 
-    def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Array]:
-        """Observed sites and context of one data set."""
+    def _given(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple["DensityApproximator", dict[str, Array]]:
+        """Observed sites and context of one data set, and the approximator for its groups."""
         if self.observed is not None:
             return self._one_data_set(self.observed)
         trace = self._model_trace(args, kwargs)
@@ -200,13 +201,16 @@ class AmortizedGuide(AutoGuide):
             )
         return self._one_data_set(found)
 
-    def _one_data_set(self, conditions: Mapping[str, ArrayLike]) -> dict[str, Array]:
-        checked = self.approximator.check_conditions(conditions)
+    def _one_data_set(
+        self, conditions: Mapping[str, ArrayLike]
+    ) -> tuple["DensityApproximator", dict[str, Array]]:
+        approximator = self.approximator.for_groups(conditions)
+        checked = approximator.check_conditions(conditions)
         if checked.is_batch:
             raise ValueError(
                 f"AmortizedGuide: expected one data set, got a batch of {checked.num_datasets}."
             )
-        return checked.unbatch(checked.values)
+        return approximator, checked.unbatch(checked.values)
 
     def _networks(self) -> nnx.Dict:
         """The networks, those variables that are tuned as a parameter of NumPyro."""
@@ -216,17 +220,6 @@ class AmortizedGuide(AutoGuide):
         state = jax.tree.map(lambda x: x, self._tuned)
         nnx.replace_by_pure_dict(state, numpyro.param(f"{self.prefix}$params", pure))
         return nnx.merge(self._graphdef, state, *self._rest)
-
-    def _posterior(self, modules: nnx.Dict, given: dict[str, Array]) -> AmortizedPosterior:
-        with handlers.block():
-            context = context_of(modules, self.approximator.adapter.forward(given))
-        return AmortizedPosterior(context, given, _Tuned(self.approximator, modules))  # type: ignore[arg-type]
-
-    def _latents(self, vector: Array, given: dict[str, Array]) -> tuple[dict[str, Array], Array]:
-        with handlers.block():  # the adapter runs the model
-            sites = self.approximator.sites_at(vector, given)
-            latents = {name: sites[name] for name in self.approximator.inferred_sites}
-            return latents, self.approximator.adapter.log_det_jac(latents | given)
 
     def _sample_site(self, name: str, value: Array, log_det: Array) -> Array:
         """The site at its value; the change of volume is spread over its members."""
@@ -242,3 +235,20 @@ class AmortizedGuide(AutoGuide):
                 "AmortizedGuide: medians and quantiles are those of one data set. Bind it: "
                 "AmortizedGuide(model, approximator, observed={...})."
             )
+
+
+def _posterior(
+    approximator: "DensityApproximator", modules: nnx.Dict, given: dict[str, Array]
+) -> AmortizedPosterior:
+    with handlers.block():
+        context = approximator.context(modules, given)
+    return AmortizedPosterior(context, given, _Tuned(approximator, modules))  # type: ignore[arg-type]
+
+
+def _latents(
+    approximator: "DensityApproximator", vector: Array, given: dict[str, Array]
+) -> tuple[dict[str, Array], Array]:
+    with handlers.block():  # the adapter runs the model
+        sites = approximator.sites_at(vector, given)
+        latents = {name: sites[name] for name in approximator.inferred_sites}
+        return latents, approximator.adapter.log_det_jac(latents | given)

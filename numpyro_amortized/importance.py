@@ -17,7 +17,7 @@ from numpyro_amortized.pareto import smooth_weights
 from numpyro_amortized.simulators.base import typed_key
 
 if TYPE_CHECKING:
-    from numpyro_amortized.approximators.continuous import ContinuousApproximator
+    from numpyro_amortized.approximators.density import DensityApproximator
 
 __all__ = ["ImportanceResult", "importance_sample", "model_and_data", "systematic_resample"]
 
@@ -57,7 +57,7 @@ class ImportanceResult(NamedTuple):
 
 def importance_sample(
     rng_key: Array,
-    approximator: "ContinuousApproximator",
+    approximator: "DensityApproximator",
     conditions: Mapping[str, ArrayLike],
     num_samples: int = 2000,
 ) -> ImportanceResult:
@@ -85,6 +85,7 @@ def importance_sample(
     1. *Pareto smoothed importance sampling*, Vehtari, Simpson, Gelman, Yao and Gabry (2024).
     """
     num_samples = check_num_samples(num_samples)
+    approximator = approximator.for_groups(conditions)
     checked = approximator.check_conditions(conditions)
     predictive, given = model_and_data(approximator, checked)
     joint = predictive.joint
@@ -97,12 +98,18 @@ def importance_sample(
 
 
 def model_and_data(
-    approximator: "ContinuousApproximator", checked: Conditions
+    approximator: "DensityApproximator", checked: Conditions
 ) -> tuple[ModelPredictive, dict[str, Array]]:
     """The model of the data's size, and the data with a leading axis of data sets.
 
     :raises TypeError: where the approximator's source is no model.
+    :raises ValueError: where the approximator is that of a likelihood.
     """
+    if approximator.adapter.observations is not None:
+        raise ValueError(
+            "approximator: expected one of a posterior, got one of a likelihood. Use "
+            "`likelihood(latents)` as the distribution of the observed site in a model, and NUTS."
+        )
     predictive = approximator.predictive
     if predictive is None:
         raise TypeError(

@@ -2,8 +2,8 @@
 """Results in ArviZ's schema."""
 
 import inspect
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -12,7 +12,6 @@ from jax import Array, random
 from jax.typing import ArrayLike
 
 from numpyro_amortized.approximators.conditions import Conditions, check_num_samples
-from numpyro_amortized.approximators.predictive import ModelPredictive
 from numpyro_amortized.simulators.base import Simulator, typed_key
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import Site
@@ -20,39 +19,71 @@ from numpyro_amortized.simulators.tracing import Site
 if TYPE_CHECKING:
     import xarray
 
-    from numpyro_amortized.approximators.continuous import ContinuousApproximator
+    from numpyro_amortized.approximators.density import DensityApproximator
 
 _NUM_CHAINS = 4
 _UNBATCHED = ("prior", "prior_predictive", "constant_data")
 Group = dict[str, np.ndarray]
 
 
+class Draws(NamedTuple):
+    """Posterior draws of several data sets, in random order, and what is known of them."""
+
+    sites: Mapping[str, Array]  # (num_conditions, num_samples, *shape)
+    stats: Mapping[str, Array]  # of each draw, (num_conditions, num_samples)
+    dataset_stats: Mapping[str, np.ndarray]  # of each data set, (num_conditions,)
+
+
 def to_inference_data(
     rng_key: Array,
-    approximator: "ContinuousApproximator",
+    approximator: "DensityApproximator",
     conditions: Mapping[str, ArrayLike],
     *,
     num_samples: int,
 ) -> "xarray.DataTree":
-    """See :meth:`ContinuousApproximator.to_inference_data`."""
+    """See :meth:`DensityApproximator.to_inference_data`."""
+    num_samples = check_chains(num_samples)
+    approximator = approximator.for_groups(conditions)
+    checked = approximator.check_conditions(conditions)
+    draw_key, describe_key = random.split(typed_key(rng_key))
+    sites, log_q = approximator.sample_and_log_prob(draw_key, num_samples, checked.values)
+    return describe(describe_key, approximator, checked, Draws(sites, {"log_q": log_q}, {}))
+
+
+def check_chains(num_samples: int) -> int:
+    """The number of draws, where they can be laid out as chains.
+
+    :raises ValueError: where ``num_samples`` is no multiple of four.
+    """
     if check_num_samples(num_samples) % _NUM_CHAINS:
         raise ValueError(
             f"num_samples: expected a multiple of {_NUM_CHAINS}, since draws are laid out as "
             f"{_NUM_CHAINS} chains, got {num_samples}."
         )
-    checked = approximator.check_conditions(conditions)
-    draw_key, predict_key, prior_key = random.split(typed_key(rng_key), 3)
-    sites, log_q = approximator.sample_and_log_prob(draw_key, num_samples, checked.values)
-    draws = {"posterior": sites, "sample_stats": {"log_q": log_q}}
-    source = approximator.source
-    given = checked.values
-    predictive = approximator.predictive
+    return int(num_samples)
+
+
+def describe(
+    rng_key: Array, approximator: "DensityApproximator", checked: Conditions, draws: Draws
+) -> "xarray.DataTree":
+    """Draws with their predictions and densities, the prior and the data, in ArviZ's schema.
+
+    :param rng_key: a key.
+    :param approximator: of a posterior.
+    :param checked: the data sets.
+    :param draws: of their posteriors, wherever they come from.
+    """
+    predict_key, prior_key = random.split(rng_key)
+    source, given, predictive = approximator.source, checked.values, approximator.predictive
+    by_draw = {"posterior": draws.sites, "sample_stats": draws.stats}
+    num_samples = next(iter(draws.sites.values())).shape[1]
     if predictive is not None:
         predictive, given = predictive.at_common_size(given)
         source = predictive.simulator
-        latents = {name: sites[name] for name in approximator.inferred_sites}
-        draws |= _predictive_groups(predict_key, predictive, latents, given)
-    groups = {name: _as_chains(group, checked) for name, group in draws.items() if group}
+        latents = {name: draws.sites[name] for name in approximator.inferred_sites}
+        keys = random.split(predict_key, (checked.num_datasets, num_samples))
+        by_draw |= predictive.of_draws(keys, latents, given)
+    groups = {name: _as_chains(group, checked) for name, group in by_draw.items() if group}
     described = source.sites if isinstance(source, ModelSimulator) else approximator.sites
     if isinstance(source, Simulator):
         groups |= _prior_groups(prior_key, source, described, num_samples)
@@ -61,7 +92,12 @@ def to_inference_data(
     groups["observed_data"] = {n: x for n, x in shown.items() if roles[n] == "observed"}
     groups["constant_data"] = _constant_data(source) if isinstance(source, ModelSimulator) else {}
     groups["constant_data"] |= {n: x for n, x in shown.items() if roles[n] == "context"}
-    return _tree(groups, described, is_batch=checked.is_batch)
+    tree = _tree(groups, described, is_batch=checked.is_batch)
+    dims = ["dataset"] if checked.is_batch else []
+    of_datasets = checked.unbatch(dict(draws.dataset_stats))
+    stats = tree["sample_stats"].to_dataset()
+    tree["sample_stats"].dataset = stats.assign({n: (dims, x) for n, x in of_datasets.items()})
+    return tree
 
 
 def _tree(
@@ -110,27 +146,6 @@ def _dims(
 def _plate_of_size(size: int, plates: dict[str, int]) -> str | None:
     names = [name for name, length in plates.items() if length == size]
     return names[0] if len(names) == 1 else None
-
-
-def _predictive_groups(
-    rng_key: Array,
-    predictive: ModelPredictive,
-    latents: dict[str, Array],
-    given: Mapping[str, Array],
-) -> dict[str, dict[str, Array]]:
-    """Values with leading axes ``(num_conditions, num_samples)``."""
-    shape = next(iter(latents.values())).shape[:2]
-    keys = random.split(rng_key, shape)
-
-    def each_draw(function: Callable[..., dict[str, Array]], *draws: Any) -> dict[str, Array]:
-        over_draws = jax.vmap(function, in_axes=(*[0] * len(draws), None))
-        return jax.jit(jax.vmap(over_draws))(*draws, given)
-
-    return {
-        "posterior_predictive": each_draw(predictive.observations, keys, latents),
-        "log_likelihood": each_draw(predictive.log_likelihood, latents),
-        "log_prior": each_draw(predictive.log_prior, latents),
-    }
 
 
 def _prior_groups(

@@ -112,28 +112,38 @@ class MissingSource(Simulator):
 
 
 def _encoded(encoder: Encoder, approximator: Approximator) -> Json:
-    options = {n: _option(encoder, n, x) for n, x in approximator.options.items()}
+    made_from = _made_from(encoder, approximator)
     modules = approximator.modules
     variables = {} if modules is None else named_arrays(modules)
-    return {
-        "approximator": type(approximator).__name__,
+    return made_from | {
         "conditioning": encoder.encode(approximator.adapter, ("adapter",)),
-        "options": options,
         "is_trained": modules is not None,
         "variables": {n: encoder.encode(x, ("variables", n)) for n, x in variables.items()},
     }
 
 
+def _made_from(encoder: Encoder, approximator: Approximator) -> Json:
+    """What it is; members share the source, the adapter and the networks of the whole."""
+    options = {n: _option(encoder, n, x) for n, x in approximator.options.items()}
+    return {"approximator": type(approximator).__name__, "options": options}
+
+
 def _option(encoder: Encoder, name: str, value: Any) -> Json:
-    """Options are values, approximators, or approximators by name."""
-    if isinstance(value, Approximator):
-        return _encoded(encoder, value)
+    """Options are values, or approximators by name."""
     if isinstance(value, Mapping) and any(isinstance(x, Approximator) for x in value.values()):
-        return {"members": {n: _option(encoder, f"{name} {n}", x) for n, x in value.items()}}
+        return {"members": {n: _made_from(encoder, x) for n, x in value.items()}}
     return encoder.encode(value, (name,))
 
 
 def _decoded(decoder: Decoder, saved: Json, source: Source) -> Approximator:
+    approximator = _made(decoder, saved, source, decoder.decode(saved["conditioning"]))
+    if saved["is_trained"]:
+        variables = {n: decoder.decode(x) for n, x in saved["variables"].items()}
+        approximator.restore(lambda modules: with_arrays(modules, variables))
+    return approximator
+
+
+def _made(decoder: Decoder, saved: Json, source: Source, adapter: Adapter) -> Approximator:
     kinds = {kind.__name__: kind for kind in _approximators(Approximator)}
     if (name := saved["approximator"]) not in kinds:
         raise ValueError(
@@ -141,23 +151,17 @@ def _decoded(decoder: Decoder, saved: Json, source: Source) -> Approximator:
             "the version of numpyro_amortized with which it was saved."
         )
     cls: Any = kinds[name]
-    given = {n: _decoded_option(decoder, x, source) for n, x in saved["options"].items()}
+    given: dict[str, Any] = {}
+    for option, value in saved["options"].items():
+        if isinstance(value, dict) and "members" in value:
+            members = value["members"].items()
+            given[option] = {n: _made(decoder, x, source, adapter) for n, x in members}
+        else:
+            given[option] = decoder.decode(value)
     first, *others = arguments(cls)
     if "adapter" in others:
-        given["adapter"] = decoder.decode(saved["conditioning"])
-    approximator = cls(**({first: source} | given))
-    if saved["is_trained"]:
-        variables = {n: decoder.decode(x) for n, x in saved["variables"].items()}
-        approximator.restore(lambda modules: with_arrays(modules, variables))
-    return approximator
-
-
-def _decoded_option(decoder: Decoder, value: Json, source: Source) -> Any:
-    if isinstance(value, dict) and "approximator" in value:
-        return _decoded(decoder, value, source)
-    if isinstance(value, dict) and "members" in value:
-        return {n: _decoded_option(decoder, x, source) for n, x in value["members"].items()}
-    return decoder.decode(value)
+        given["adapter"] = adapter
+    return cls(**({first: source} | given))
 
 
 def _approximators(base: type) -> list[type[Approximator]]:

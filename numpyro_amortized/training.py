@@ -293,7 +293,7 @@ def _run_load(
 ) -> tuple[TrainState, Any, Metrics]:
     """Take the first ``num_steps`` of ``size`` steps, and validate where an epoch ends."""
     most_steps, batch_size = size
-    start_key, step_key, validation_key = random.split(random.fold_in(rng_key, load_index), 3)
+    start_key, step_key, _ = random.split(random.fold_in(rng_key, load_index), 3)
     arrays, epoch = dataset.start(start_key, arrays if load is None else load)
 
     def step(carry: Carry, index: Array) -> tuple[Carry, tuple[Array, ...]]:
@@ -312,6 +312,8 @@ def _run_load(
         step, (state.params, state.opt_state), jnp.arange(most_steps)
     )
     state = state._replace(params=params, opt_state=opt_state)
+    # the same noise at all epochs: the luck of one must not decide which parameters are kept
+    validation_key = random.fold_in(rng_key, np.uint32(2**32 - 2))
     state, held_out = _keep_best(state, ends_epoch, loss_fn, validation_key, validation)
     metrics = Metrics(sums.sum(), counts.sum(), used.sum(), num_steps - good.sum(), held_out)
     return state, arrays, metrics

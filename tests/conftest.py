@@ -60,7 +60,7 @@ def _bounded_maps() -> Iterator[None]:
     Every program holds some, and XLA dies with a segmentation fault where it gets no more.
     """
     yield
-    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 30_000:
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 45_000:
         jax.clear_caches()
 
 

@@ -154,3 +154,55 @@ def three_sites(survey, series, image):
     scan(step, jnp.zeros(()), series)
     mean = 2 * jnp.exp(mu / 2) * blob((place, (len(image) - 1) / 2), len(image))
     numpyro.sample("image", dist.Normal(mean, 1).to_event(2), obs=image)
+
+
+def group_means(y):
+    """Groups with means of their own, the second axis of members."""
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    tau = numpyro.sample("tau", dist.HalfNormal(1))
+    with numpyro.plate("group", y.shape[0], dim=-2):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))
+        with numpyro.plate("member", y.shape[1], dim=-1):
+            numpyro.sample("y", dist.Normal(theta, 1), obs=y)
+
+
+def group_means_posterior(y):
+    """Means and standard deviations of all latents, by an integral over ``tau``."""
+    num_groups, n = y.shape
+    averages = np.asarray(y, np.float64).mean(1)
+    tau = np.linspace(5e-5, 5, 50_001)
+    spread = tau**2 + 1 / n  # variance of an average given mu
+    precision = 1 + num_groups / spread  # of mu given tau and the data
+    center = averages.sum() / spread / precision
+    log_p = (
+        -0.5 * num_groups * np.log(spread)
+        - 0.5 * np.log(precision)
+        - 0.5 * ((averages**2).sum() / spread - precision * center**2)
+        - 0.5 * tau**2
+    )
+    p = np.exp(log_p - log_p.max())
+    kept = p > 1e-10
+    p, tau, spread, precision, center = (x[kept] for x in (p, tau, spread, precision, center))
+    share = tau**2 / spread  # of the group's own average in the mean of theta
+    mean = center * (1 - share) + np.outer(averages, share)
+    variance = share / n + (1 - share) ** 2 / precision
+
+    def moments(means, variances):
+        weights = p / p.sum()
+        mean = means @ weights
+        return mean, np.sqrt((variances + means**2) @ weights - mean**2)
+
+    return {
+        "mu": moments(center, 1 / precision),
+        "tau": moments(tau, np.zeros_like(tau)),
+        "theta": moments(mean, variance),
+    }
+
+
+def schools_of(num_schools, sigma, y=None):
+    """Eight schools, or another number of them."""
+    mu = numpyro.sample("mu", dist.Normal(0, 5))
+    tau = numpyro.sample("tau", dist.HalfCauchy(5))
+    with numpyro.plate("school", num_schools):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))
+        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)

@@ -11,6 +11,11 @@ import xarray
 from examples import quickstart
 
 OTHERS = {
+    "hierarchical": (
+        "q(mean, spread | all groups)",
+        "log odds of 150 hospitals",
+        "a further hospital",
+    ),
     "black_box": ("learned", "exact", "community"),
     "learned_likelihood": ("learned", "exact", "drift[1]", "override: Adapter"),
     "model_comparison": ("learned", "exact", "varying", "summary network"),

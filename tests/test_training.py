@@ -187,6 +187,27 @@ def test_the_best_parameters_are_kept():
     assert last > 0.9 and history.best_epoch == 7 and np.isnan(history.validation_loss).all()
 
 
+def test_every_epoch_is_validated_with_the_same_noise():
+    def noisy(w, key, batch):
+        return (w - random.normal(key, batch["x"].shape)) ** 2
+
+    held_out = {"x": jnp.ones(5)}
+    _, history = train(
+        random.key(0),
+        noisy,
+        jnp.zeros(()),
+        OfflineDataset({"x": jnp.ones(100)}),
+        optimizer=optax.sgd(0.0),
+        epochs=3,
+        num_batches=2,
+        batch_size=10,
+        validation=held_out,
+        progress_bar=False,
+    )
+    assert len(set(history.loss.tolist())) == 3
+    assert len(set(history.validation_loss.tolist())) == 1
+
+
 def test_initial_parameters_survive_donation():
     start = jnp.zeros(())
     quadratic(start, OfflineDataset({"x": jnp.ones(100)}), optax.sgd(0.1))

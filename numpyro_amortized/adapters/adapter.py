@@ -26,6 +26,7 @@ from numpyro_amortized.adapters.chain import Chain
 from numpyro_amortized.adapters.summarized import Structure, structures_of
 
 if TYPE_CHECKING:
+    from numpyro_amortized.adapters.groups import CollectGroups
     from numpyro_amortized.adapters.observed_variables import CollectObservations
     from numpyro_amortized.simulators.model import ModelSimulator
 
@@ -87,6 +88,7 @@ class Adapter(Chain):
         sets: Mapping[str, int | None] | None = None,
         series: Mapping[str, int | None] | None = None,
         images: Mapping[str, Sequence[int] | None] | None = None,
+        hierarchical: bool | None = False,
         prior_to_normal: bool = True,
         pilot: Draws | None = None,
     ) -> "Adapter":
@@ -105,13 +107,18 @@ class Adapter(Chain):
         :param images: overrides whether an observed site is an image: the axes of its grid, or
             ``None`` for numbers. By default a site is one if it has two or three axes of at
             least eight cells that are in no plate.
+        :param hierarchical: whether the posterior is factorized over the groups of a plate into
+            ``p(globals | all groups)`` and, for each group, ``p(locals | globals, own group)``,
+            for :class:`ContinuousApproximator`. ``None`` decides: where this is valid and the
+            latents of all groups are more than 16 numbers, or their number varies.
         :param prior_to_normal: whether latents are mapped by the CDF of their prior where it has
             an accurate one, which makes the prior of the network's variables N(0, I); otherwise
             by the bijection of their support.
         :param pilot: draws from the simulator that fix moments and decisions, by default 2,000.
         :return: an adapter to ``inference_variables``, and ``inference_conditions`` or
             ``summary_variables``, a dict of arrays where several differ in structure or members.
-        :raises ValueError: where a site is unknown, or cannot be inferred.
+        :raises ValueError: where a site is unknown, or cannot be inferred; where the posterior is
+            to be factorized, and the model does not allow it.
         """
         from numpyro_amortized.adapters.posterior import posterior_adapter
 
@@ -121,6 +128,7 @@ class Adapter(Chain):
             sets=sets,
             series=series,
             images=images,
+            hierarchical=hierarchical,
             prior_to_normal=prior_to_normal,
             pilot=pilot,
         )
@@ -159,6 +167,14 @@ class Adapter(Chain):
         from numpyro_amortized.adapters.observed_variables import CollectObservations
 
         steps = [step for step in self.transforms if isinstance(step, CollectObservations)]
+        return steps[0] if steps else None
+
+    @property
+    def groups(self) -> "CollectGroups | None":
+        """The step that collects the data of groups, where the posterior factorizes over them."""
+        from numpyro_amortized.adapters.groups import CollectGroups
+
+        steps = [step for step in self.transforms if isinstance(step, CollectGroups)]
         return steps[0] if steps else None
 
     def append(self, transform: Transform) -> "Adapter":

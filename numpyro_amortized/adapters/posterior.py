@@ -9,8 +9,11 @@ from jax import random
 
 from numpyro_amortized.adapters.adapter import Adapter
 from numpyro_amortized.adapters.base import Draws, Transform
-from numpyro_amortized.adapters.grouping import find_groups, said
-from numpyro_amortized.adapters.latents import unconstrain_latents
+from numpyro_amortized.adapters.factorized import data_steps, latent_steps
+from numpyro_amortized.adapters.grouping import Said, find_groups, said
+from numpyro_amortized.adapters.groups import OneVector
+from numpyro_amortized.adapters.hierarchy import Hierarchy, Refusal, find_hierarchy
+from numpyro_amortized.adapters.latents import UnconstrainLatents, unconstrain_latents
 from numpyro_amortized.adapters.observations import (
     CollectConditions,
     DropSites,
@@ -24,6 +27,7 @@ from numpyro_amortized.simulators.tracing import Site
 from numpyro_amortized.simulators.varying_size import VaryingSize
 
 _NUM_PILOTS = 2000
+_FEW = 16  # latent numbers, which are best inferred as one vector
 
 
 def posterior_adapter(
@@ -33,14 +37,26 @@ def posterior_adapter(
     sets: Mapping[str, int | None] | None,
     series: Mapping[str, int | None] | None,
     images: Mapping[str, Sequence[int] | None] | None,
+    hierarchical: bool | None,
     prior_to_normal: bool,
     pilot: Draws | None,
 ) -> Adapter:
     """See :meth:`Adapter.for_posterior`."""
-    names = inferred_sites(simulator, sites)
     draws = pilot_draws(simulator, pilot)
-    latents = unconstrain_latents(simulator, names, draws, prior_to_normal=prior_to_normal)
     overrides = said(simulator, sets, series, images)
+    why: list[Transform] = []
+    if hierarchical is not False:
+        steps = _by_groups(
+            simulator, sites, draws, overrides, prior_to_normal, insist=bool(hierarchical)
+        )
+        if isinstance(steps, list):
+            return Adapter(steps, ranks=_ranks(simulator))
+        if hierarchical:
+            reason = steps.reason if steps else "no latent is in a plate of the data"
+            raise ValueError(f"hierarchical: the posterior does not factorize: {reason}.")
+        why = [OneVector(steps.reason)] if steps else []
+    names = inferred_sites(simulator, sites)
+    latents = unconstrain_latents(simulator, names, draws, prior_to_normal=prior_to_normal)
     groups, reasons = find_groups(simulator, names, draws, overrides)
     varying = simulator.varying_size
     given = [site for site in simulator.sites.values() if site.is_given]
@@ -48,15 +64,60 @@ def posterior_adapter(
     transforms: list[Transform] = [
         DropSites(_left_out(simulator, names)),
         latents,
+        *why,
         _standardize(observed, groups, draws),
         *([] if varying is None else [MaskBeyondSize(varying)]),
         *([CollectSummaries(groups, varying)] if groups else []),
         *([] if varying is None else _size_condition(simulator, varying, groups, reasons, draws)),
         CollectConditions(reasons),
     ]
+    return Adapter(transforms, ranks=_ranks(simulator))
+
+
+def _ranks(simulator: ModelSimulator) -> dict[str, int]:
     ranks = {site.name: len(site.shape) for site in simulator.sites.values()}
-    ranks |= {"inference_variables": 1, "inference_conditions": 1}
-    return Adapter(transforms, ranks=ranks)
+    return ranks | {"inference_variables": 1, "inference_conditions": 1}
+
+
+def _by_groups(
+    simulator: ModelSimulator,
+    sites: Sequence[str] | None,
+    pilot: Draws,
+    overrides: Mapping[str, Said],
+    prior_to_normal: bool,
+    *,
+    insist: bool,
+) -> list[Transform] | Refusal | None:
+    """The steps where the posterior factorizes and groups are many, or else why not."""
+    names = inferred_sites(simulator, sites, of_any_size=True)
+    hierarchy = find_hierarchy(simulator, names, pilot, few=0 if insist else _FEW)
+    if not isinstance(hierarchy, Hierarchy):
+        return hierarchy
+    latents = unconstrain_latents(simulator, names, pilot, prior_to_normal=prior_to_normal)
+    own = {name: axis for name, axis in hierarchy.axes.items() if name in names}
+    steps = data_steps(simulator, latents, hierarchy, pilot, overrides)
+    if isinstance(steps, Refusal):
+        return steps
+    return [DropSites(_left_out(simulator, names)), *latent_steps(latents, own), *steps]
+
+
+def makes_prior_normal(adapter: Adapter) -> bool:
+    """Whether the prior of the inference variables is known to be N(0, I).
+
+    It is where each latent is mapped by its own prior's quantiles, and no step of the user's own
+    may change what comes of that.
+    """
+    steps = (
+        DropSites,
+        UnconstrainLatents,
+        StandardizeObserved,
+        MaskBeyondSize,
+        CollectSummaries,
+        CollectConditions,
+    )
+    maps = [m for t in adapter.transforms if isinstance(t, UnconstrainLatents) for m in t.maps]
+    derived = all(isinstance(transform, steps) for transform in adapter.transforms)
+    return derived and bool(maps) and all(m.by_prior for m in maps)
 
 
 def pilot_draws(simulator: ModelSimulator, pilot: Draws | None) -> dict[str, np.ndarray]:
@@ -99,11 +160,17 @@ def _size_condition(
     return [_standardize([simulator.sites[varying.name]], (), pilot)]
 
 
-def inferred_sites(simulator: ModelSimulator, sites: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of the latent sites asked for, by default of all that have a density."""
+def inferred_sites(
+    simulator: ModelSimulator, sites: Sequence[str] | None, *, of_any_size: bool = False
+) -> tuple[str, ...]:
+    """Names of the latent sites asked for, by default of all that have a density.
+
+    :param of_any_size: whether latents of the size that varies may be inferred.
+    """
     latents = [site for site in simulator.sites.values() if site.role == "latent"]
     varying = simulator.varying_size
-    sized = [s.name for s in latents if varying is not None and s.name in varying.axes]
+    axes = {} if varying is None or of_any_size else varying.axes
+    sized = [site.name for site in latents if site.name in axes]
     if sites is None:
         names = tuple(s.name for s in latents if not _is_discrete(s) and s.name not in sized)
         if not names:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is summarized before it is conditioned on."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from numpyro_amortized.adapters.base import Data, Transform
 from numpyro_amortized.adapters.one_way import AsSet, AsTimeSeries
 from numpyro_amortized.simulators.varying_size import VaryingSize
 
-__all__ = ["CollectSummaries", "Structure", "Summarized", "structures_of"]
+__all__ = ["CollectSummaries", "Collection", "Structure", "Summarized", "structures_of"]
 
 
 class Structure(Enum):
@@ -22,6 +23,7 @@ class Structure(Enum):
     SET = "a set"
     SERIES = "a time series"
     IMAGE = "an image"
+    GROUPS = "a set of groups"
 
 
 class Summarized(NamedTuple):
@@ -78,10 +80,21 @@ class Summarized(NamedTuple):
                 kind = f"a time series of {size} steps"
             case Structure.IMAGE:
                 kind = f"an image of {size} cells"
+            case Structure.GROUPS:
+                kind = "one set of groups"
         return f"{sites}: {kind}, summarized: {self.reason}"
 
 
-class CollectSummaries(Transform):
+class Collection(Transform):
+    """A step that makes ``summary_variables`` of observed sites."""
+
+    @property
+    @abstractmethod
+    def structures(self) -> dict[str, Structure]:
+        """The structure of each array, by name."""
+
+
+class CollectSummaries(Collection):
     """Observed sites to ``summary_variables``: an array, or a dict of several by name.
 
     Members beyond the size of a simulation are false in ``summary_mask``, of the same form.
@@ -96,7 +109,6 @@ class CollectSummaries(Transform):
 
     @property
     def structures(self) -> dict[str, Structure]:
-        """By name of the group."""
         return {group.name: group.structure for group in self.groups}
 
     def forward(self, data: Data) -> dict[str, Any]:
@@ -133,7 +145,7 @@ def structures_of(steps: Sequence[Transform], outputs: Mapping[str, Any]) -> dic
     :return: by name; that of a single array is ``"summary_variables"`` unless it was derived.
     """
     for step in steps:
-        if isinstance(step, CollectSummaries):
+        if isinstance(step, Collection):
             return step.structures
     summarized = outputs.get("summary_variables", {})
     arrays = summarized if isinstance(summarized, Mapping) else {"summary_variables": summarized}

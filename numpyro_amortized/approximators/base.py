@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sized
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -29,6 +31,7 @@ from numpyro_amortized.approximators.inputs import (
     some_members,
     training_inputs,
 )
+from numpyro_amortized.approximators.memberwise import memberwise
 from numpyro_amortized.approximators.sources import (
     Source,
     as_source,
@@ -53,11 +56,10 @@ class Approximator(ABC):
     :param summary_regularizer: maps the summaries of a batch, ``(batch_size, summary_size)``, to a
         number that is added to the training loss.
     :param regularizer_weight: its factor.
+    :param members: approximators of which this one is made, by name: its networks are theirs.
     :raises TypeError: where the source is none of these.
     :raises ValueError: where there is no adapter and no model to derive it from.
     """
-
-    _target: ClassVar[str] = "inference_variables"  # the network input that is learned
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class Approximator(ABC):
         summary_network: SummarySpec | None,
         summary_regularizer: Callable[[Array], Array] | None = None,
         regularizer_weight: float = 1.0,
+        members: Mapping[str, "Approximator"] = MappingProxyType({}),
     ) -> None:
         self.source = as_source(source)
         if adapter is None:
@@ -79,7 +82,7 @@ class Approximator(ABC):
         if summary_regularizer is not None:
             _check_regularizer(regularizer_weight, self._row)
         self._modules: nnx.Dict | None = None
-        self._kept: tuple[str, ...] = ()  # sites that the loss sees as they are
+        self._members = dict(members)
 
     @abstractmethod
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
@@ -91,14 +94,24 @@ class Approximator(ABC):
         """What the constructor takes besides the source and the adapter, by name.
 
         Together with the source, the adapter and the networks' variables, that is what is saved.
-        Values are networks as they were given, numbers, functions, approximators, and lists,
-        tuples and mappings of them.
+        Values are networks as they were given, numbers, functions, and lists, tuples and mappings
+        of them; or members by name, which share the adapter and the networks.
         """
+
+    @property
+    @abstractmethod
+    def _target(self) -> str:
+        """The network input that is learned."""
 
     @property
     @abstractmethod
     def _needed_sites(self) -> tuple[str, ...]:
         """The sites that the networks see."""
+
+    @property
+    @abstractmethod
+    def _kept_sites(self) -> tuple[str, ...]:
+        """The sites that the loss sees as they are."""
 
     @abstractmethod
     def _loss(self, modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
@@ -181,14 +194,15 @@ class Approximator(ABC):
 
         def install(params: nnx.State) -> None:
             nnx.update(modules, params)
-            self._modules = modules  # only now: what failed to train must not be sampled from
+            self._install(modules)  # only now: what failed to train must not be sampled from
 
+        optimizer = optimizer or default_optimizer(epochs * num_batches)
         params, history = train(
             train_key,
             loss_fn,
             params,
             inputs,
-            optimizer=optimizer or default_optimizer(epochs * num_batches),
+            optimizer=memberwise(optimizer, tuple(self._members)) if self._members else optimizer,
             epochs=epochs,
             num_batches=num_batches,
             batch_size=batch_size,
@@ -200,20 +214,6 @@ class Approximator(ABC):
         install(params)
         skipped = history.skipped_simulations + dropped
         return dataclasses.replace(history, skipped_simulations=skipped)
-
-    @cached_property
-    def inferred_sites(self) -> tuple[str, ...]:
-        """Names of the sites that come back from inference variables, in trace order."""
-        context = {
-            name: jax.ShapeDtypeStruct(site.shape, site.dtype)
-            for name, site in self.sites.items()
-            if site.role == "context"
-        }
-        variables = {"inference_variables": self._row["inference_variables"]}
-        row = jax.eval_shape(self.adapter.inverse, variables | context)
-        return tuple(
-            name for name, site in self.sites.items() if name in row and site.role == "latent"
-        )
 
     def save(
         self, path: str | PathLike[str], *, custom_objects: Mapping[str, Any] | None = None
@@ -245,7 +245,7 @@ class Approximator(ABC):
 
         :param restored: untrained networks to those.
         """
-        self._modules = restored(nnx.Dict(self._build(nnx.Rngs(0))))
+        self._install(restored(nnx.Dict(self._build(nnx.Rngs(0)))))
 
     @property
     def summary_network(self) -> NetworkSpec | None:
@@ -275,9 +275,16 @@ class Approximator(ABC):
         """``(graphdef, state, conditions)`` to what the networks are conditioned on."""
 
         def encode(graphdef: nnx.GraphDef, state: nnx.State, conditions: Batch) -> Array:
-            return context_of(nnx.merge(graphdef, state), self.adapter.forward(conditions))
+            return self.context(nnx.merge(graphdef, state), conditions)
 
         return jax.jit(encode, static_argnums=0)
+
+    def context(self, modules: nnx.Dict, conditions: Batch) -> Array:
+        """What the networks are conditioned on; pure and traceable."""
+        if not self._members:
+            return context_of(modules, self.adapter.forward(conditions))
+        members = self._members.items()
+        return jnp.concatenate([m.context(modules[n], conditions) for n, m in members], axis=-1)
 
     def _regularized_loss(self, modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
         if self._regularizer is None:
@@ -309,7 +316,16 @@ class Approximator(ABC):
     @property
     def _recipe(self) -> Recipe:
         sites = self.source.sites if isinstance(self.source, ModelSimulator) else self.sites
-        return Recipe(self.source, self.adapter, sites, self._needed_sites, self._kept)
+        return Recipe(self.source, self.adapter, sites, self._needed_sites, self._kept_sites)
+
+    def _install(self, modules: nnx.Dict) -> None:
+        self._modules = modules
+        for name, member in self._members.items():
+            member._install(modules[name])
+
+    def _network(self, name: str, spec: NetworkSpec) -> NetworkSpec:
+        """The trained network; before ``fit``, what it is made from."""
+        return spec if self._modules is None else self._modules[name]
 
     def _trained(self) -> nnx.Dict:
         if self._modules is None:

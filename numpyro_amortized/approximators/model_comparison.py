@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
@@ -77,8 +77,6 @@ class ModelComparisonApproximator(Approximator):
     :raises ValueError: where a model has no prior probability, or an adapter cannot be derived.
     """
 
-    _target: ClassVar[str] = INDICES
-
     def __init__(
         self,
         simulators: ModelComparisonSimulator | Sequence[Simulator] | Mapping[str, Simulator],
@@ -112,9 +110,7 @@ class ModelComparisonApproximator(Approximator):
     @property
     def classifier_network(self) -> NetworkSpec:
         """The trained network; before ``fit``, what it is made from."""
-        return (
-            self._classifier_spec if self._modules is None else self._modules["classifier_network"]
-        )
+        return self._network("classifier_network", self._classifier_spec)
 
     def predict(
         self,
@@ -178,8 +174,16 @@ class ModelComparisonApproximator(Approximator):
         return checked.unbatch(in_batches(evaluate, (checked.values,), batch_size))
 
     @property
+    def _target(self) -> str:
+        return INDICES
+
+    @property
     def _needed_sites(self) -> tuple[str, ...]:
         return (INDICES, *given_names(self.sites))
+
+    @property
+    def _kept_sites(self) -> tuple[str, ...]:
+        return ()
 
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         modules, condition_size = build_summary(self._summary_spec, self._row, rngs)

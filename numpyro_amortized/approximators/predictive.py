@@ -4,7 +4,7 @@
 Each function is for one draw; those over many draws are vectorized by their callers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import jax
@@ -111,6 +111,22 @@ class ModelPredictive:
     def log_prior(self, latents: Values, observed: Values) -> dict[str, Array]:
         """Log prior densities of the inferred latents, of each site's batch shape."""
         return self._log_densities(self.prior_sites, latents, observed)
+
+    @cached_property
+    def of_draws(self) -> Callable[[Array, Values, Values], dict[str, dict[str, Array]]]:
+        """Predictions and densities of many draws, by group; compiled once.
+
+        For keys ``(num_conditions, num_samples)`` and latents of these leading axes.
+        """
+
+        def one(rng_key: Array, latents: Values, given: Values) -> dict[str, dict[str, Array]]:
+            return {
+                "posterior_predictive": self.observations(rng_key, latents, given),
+                "log_likelihood": self.log_likelihood(latents, given),
+                "log_prior": self.log_prior(latents, given),
+            }
+
+        return jax.jit(jax.vmap(jax.vmap(one, in_axes=(0, 0, None))))
 
     @property
     def _observed(self) -> list:

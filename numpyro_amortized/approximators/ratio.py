@@ -2,7 +2,7 @@
 """Approximators of the ratio of a likelihood to the evidence."""
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, final
 
 import jax
@@ -12,13 +12,7 @@ from jax import Array, random
 from jax.typing import ArrayLike
 
 from numpyro_amortized.adapters.adapter import Adapter
-from numpyro_amortized.approximators.base import Approximator
-from numpyro_amortized.approximators.conditions import (
-    check_data_names,
-    check_latents,
-    check_positive,
-    given_names,
-)
+from numpyro_amortized.approximators.conditions import check_positive
 from numpyro_amortized.approximators.context import (
     NetworkSpec,
     build_summary,
@@ -26,13 +20,14 @@ from numpyro_amortized.approximators.context import (
     make_network,
     network_name,
 )
+from numpyro_amortized.approximators.latent import LatentApproximator
 from numpyro_amortized.approximators.sources import Source
 from numpyro_amortized.datasets import Batch
 from numpyro_amortized.networks.mlp import MLP
 
 
 @final
-class RatioApproximator(Approximator):
+class RatioApproximator(LatentApproximator):
     """Amortized ratio of ``p(observed | latents)`` to ``p(observed)``, by contrast [1].
 
     A classifier tells latents that belong to a data set from those of other simulations. Its
@@ -83,7 +78,7 @@ class RatioApproximator(Approximator):
     @property
     def inference_network(self) -> NetworkSpec:
         """The trained network; before ``fit``, what it is made from."""
-        return self._inference_spec if self._modules is None else self._modules["inference_network"]
+        return self._network("inference_network", self._inference_spec)
 
     def log_ratio(self, data: Mapping[str, ArrayLike]) -> Array:
         """Log of the likelihood's ratio to the evidence; pure and traceable, with gradients.
@@ -98,13 +93,7 @@ class RatioApproximator(Approximator):
         :raises RuntimeError: before ``fit``.
         """
         graphdef, state = nnx.split(self._trained())
-        names = self.inferred_sites
-        check_data_names(self.sites, names, data, self._varying_size)
-        given = given_names(self.sites, self._varying_size)
-        checked = self.check_conditions({name: data[name] for name in given})
-        latents, has_samples = check_latents(self.sites, names, data, checked)
-        result = self._log_ratio(graphdef, state, latents, checked.values)
-        return checked.unbatch(result if has_samples else result[:, 0])
+        return self._at_data(data, partial(self._log_ratio, graphdef, state))
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}(K={self.K}, gamma={self.gamma})", str(self.adapter)]
@@ -113,15 +102,17 @@ class RatioApproximator(Approximator):
         return "\n  ".join("\n".join(lines).splitlines())
 
     @property
-    def _needed_sites(self) -> tuple[str, ...]:
-        given = [site.name for site in self.sites.values() if site.is_given]
-        return (*self.inferred_sites, *given)
+    def _kept_sites(self) -> tuple[str, ...]:
+        return ()
 
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         modules, condition_size = build_summary(self._summary_spec, self._row, rngs)
-        size = self._row["inference_variables"].shape[-1]
         modules["inference_network"] = make_network(
-            self._inference_spec, rngs, size=size, out_size=1, context_size=condition_size
+            self._inference_spec,
+            rngs,
+            size=self.num_variables,
+            out_size=1,
+            context_size=condition_size,
         )
         return modules
 

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from math import prod
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, Self, final
 
 import jax
 import jax.numpy as jnp
@@ -14,27 +14,28 @@ from jax import Array, random
 from jax.typing import ArrayLike
 
 from numpyro_amortized.adapters.adapter import Adapter
-from numpyro_amortized.approximators.base import Approximator
 from numpyro_amortized.approximators.conditions import in_batches
 from numpyro_amortized.approximators.context import (
     build_summary,
     context_of,
     make_network,
 )
+from numpyro_amortized.approximators.density import SingleDensityApproximator
 from numpyro_amortized.approximators.monotone import increasing_sites
 from numpyro_amortized.approximators.sources import Source
 from numpyro_amortized.approximators.summaries import SummarySpec
 from numpyro_amortized.datasets import Batch, Dataset
+from numpyro_amortized.networks.base import DensityNetwork
 from numpyro_amortized.networks.mlp import MLP
-from numpyro_amortized.scoring_rules.base import ScoringRule
-from numpyro_amortized.scoring_rules.categorical import BrierScore, CrossEntropy
+from numpyro_amortized.networks.parametric import Parametric
+from numpyro_amortized.scoring_rules.base import ParametricRule, ScoringRule
+from numpyro_amortized.scoring_rules.categorical import CategoricalRule
 from numpyro_amortized.scoring_rules.points import Median, Quantiles
 from numpyro_amortized.simulators.tracing import Site
 
 __all__ = ["ScoringRuleApproximator"]
 
 _NUM_PILOTS, _NUM_PROBES = 1000, 16
-_CATEGORICAL = BrierScore | CrossEntropy
 Nested = dict[str, dict[str, dict[str, Array]]]
 
 
@@ -53,13 +54,21 @@ class _Task(NamedTuple):
 
 
 @final
-class ScoringRuleApproximator(Approximator):
+class ScoringRuleApproximator(SingleDensityApproximator):
     """Amortized estimates of every latent site, such as means and quantiles [1].
 
     Quantiles and medians are learned in the network's space where every number of a site is an
     increasing function of one network variable, and carried to the site's own space, which is
     exact. All else is learned from the site's own values, standardized: the mean of a log-normal
     site is its mean.
+
+    The first parametric rule, where there is one, is also learned of all inference variables
+    together: :meth:`sample`, :meth:`log_prob` and :meth:`posterior` are of that distribution,
+    carried to the sites by the adapter, so that draws lie in the sites' supports.
+
+    The first parametric rule, where there is one, is also learned of all inference variables
+    together: :meth:`sample`, :meth:`log_prob` and :meth:`posterior` are of that distribution,
+    carried to the sites by the adapter, so that draws lie in the sites' supports.
 
     **References**
 
@@ -89,8 +98,7 @@ class ScoringRuleApproximator(Approximator):
         super().__init__(source, adapter=adapter, summary_network=summary_network)
         self.scoring_rules = dict(scoring_rules)
         self._subnet_spec = subnet
-        self._kept = self.inferred_sites
-        if refused := [n for n, r in scoring_rules.items() if isinstance(r, _CATEGORICAL)]:
+        if refused := [n for n, r in scoring_rules.items() if isinstance(r, CategoricalRule)]:
             continuous = [s.name for s in self._latents if jnp.issubdtype(s.dtype, jnp.floating)]
             if continuous:
                 raise ValueError(
@@ -129,6 +137,20 @@ class ScoringRuleApproximator(Approximator):
             nested.setdefault(outer, {})[inner] = heads
         return nested
 
+    def for_groups(
+        self, conditions: Mapping[str, ArrayLike], *, any_sizes: bool = False, warn: bool = True
+    ) -> Self:
+        return self
+
+    def density(self, modules: nnx.Dict) -> DensityNetwork:
+        if self._parametric is None:
+            raise ValueError(
+                "ScoringRuleApproximator: expected a parametric rule to sample from or to evaluate "
+                f"a density, got the rules {list(self.scoring_rules)}, which have none. Train with "
+                "one: scoring_rules={'normal': MultivariateNormal(), ...}, or GaussianMixture()."
+            )
+        return modules["density"]
+
     @property
     def options(self) -> dict[str, Any]:
         return {
@@ -136,6 +158,11 @@ class ScoringRuleApproximator(Approximator):
             "subnet": self._subnet_spec,
             "summary_network": self._given_summary,
         }
+
+    @property
+    def _parametric(self) -> ParametricRule | None:
+        rules = self.scoring_rules.values()
+        return next((rule for rule in rules if isinstance(rule, ParametricRule)), None)
 
     @property
     def _latents(self) -> list[Site]:
@@ -146,8 +173,8 @@ class ScoringRuleApproximator(Approximator):
         return [site.name for site in self.sites.values() if site.role == "context"]
 
     @property
-    def _needed_sites(self) -> tuple[str, ...]:
-        return (*self.inferred_sites, *[s.name for s in self.sites.values() if s.is_given])
+    def _kept_sites(self) -> tuple[str, ...]:
+        return self.inferred_sites
 
     @cached_property
     def _pilot(self) -> dict[str, Array]:
@@ -169,7 +196,7 @@ class ScoringRuleApproximator(Approximator):
 
     @cached_property
     def _tasks(self) -> list[_Task]:
-        places = increasing_sites(self._sites_from, *self._probes, self.inferred_sites)
+        places = increasing_sites(self.latents_at, *self._probes, self.inferred_sites)
         return [
             _Task(
                 site.name,
@@ -199,15 +226,20 @@ class ScoringRuleApproximator(Approximator):
         given = {name: head[name] for name in self._context}
         return self.adapter.forward(head)["inference_variables"], given
 
-    def _sites_from(self, vector: Array, given: Batch) -> Batch:
-        return self.adapter.inverse({"inference_variables": vector, **given})
-
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         modules, condition_size = build_summary(self._summary_spec, self._row, rngs)
         for index, task in enumerate(self._tasks):
             out_size = task.rule.num_outputs(task.size)
             modules[f"subnet_{index}"] = make_network(
                 self._subnet_spec, rngs, size=condition_size, out_size=out_size
+            )
+        if self._parametric is not None:
+            modules["density"] = Parametric(
+                self.num_variables,
+                condition_size,
+                rule=self._parametric,
+                subnet=self._subnet_spec,
+                rngs=rngs,
             )
         return modules
 
@@ -217,6 +249,9 @@ class ScoringRuleApproximator(Approximator):
             task.rule.score(self._raw(modules, k, context), self._target_of(task, inputs))
             for k, task in enumerate(self._tasks)
         ]
+        if self._parametric is not None:
+            variables = inputs["inference_variables"]
+            scores.append(modules["density"].loss(rng_key, variables, context))
         return jnp.sum(jnp.stack(scores), axis=0)
 
     def _raw(self, modules: nnx.Dict, index: int, context: Array) -> dict[str, Array]:
@@ -228,7 +263,7 @@ class ScoringRuleApproximator(Approximator):
         if task.places is not None:
             return inputs["inference_variables"][:, task.places.ravel()]
         values = inputs["site_values"][task.site]
-        if isinstance(task.rule, _CATEGORICAL):
+        if isinstance(task.rule, CategoricalRule):
             return values.reshape(len(values), -1)
         mean, scale = self._moments[task.site]
         return (values.reshape(len(values), -1) - mean) / scale
@@ -258,7 +293,7 @@ class ScoringRuleApproximator(Approximator):
 
     def _carried(self, task: _Task, values: Array, given: Batch) -> Array:
         """Through the map of the site, which depends on its own variables alone."""
-        vectors = jnp.zeros((len(values), self._row["inference_variables"].shape[-1]))
+        vectors = jnp.zeros((len(values), self.num_variables))
         assert task.places is not None
         vectors = vectors.at[:, task.places.ravel()].set(values)
-        return jax.vmap(self._sites_from)(vectors, given)[task.site]
+        return jax.vmap(self.latents_at)(vectors, given)[task.site]

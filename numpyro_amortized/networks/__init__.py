@@ -11,9 +11,11 @@ from numpyro_amortized.networks.diffusion import DiffusionModel
 from numpyro_amortized.networks.flow_matching import FlowMatching, OptimalTransport
 from numpyro_amortized.networks.fusion import Fusion
 from numpyro_amortized.networks.gru import GRU
+from numpyro_amortized.networks.hierarchical import GroupSummary, Hierarchical
 from numpyro_amortized.networks.mixed import Categorical, Discretized, Mixed
 from numpyro_amortized.networks.mlp import MLP
 from numpyro_amortized.networks.ode import Adaptive, FixedStep
+from numpyro_amortized.networks.parametric import Parametric
 from numpyro_amortized.networks.residual_mlp import ResidualMLP
 from numpyro_amortized.networks.set_transformer import SetTransformer
 from numpyro_amortized.networks.splines import Spline
@@ -37,9 +39,12 @@ __all__ = [
     "FixedStep",
     "FlowMatching",
     "Fusion",
+    "GroupSummary",
+    "Hierarchical",
     "InferenceNetwork",
     "Mixed",
     "OptimalTransport",
+    "Parametric",
     "ResidualMLP",
     "SetTransformer",
     "Sinusoidal",

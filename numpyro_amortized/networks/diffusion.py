@@ -12,13 +12,14 @@ from jax.scipy.special import ndtri
 
 from numpyro_amortized.networks.continuous_flow import (
     ContinuousFlow,
+    Level,
     Mixture,
+    Prediction,
     Velocity,
     stratified,
 )
 from numpyro_amortized.networks.mlp import swish
 from numpyro_amortized.networks.ode import FixedStep, Solver
-from numpyro_amortized.networks.residual_mlp import Conditioning
 
 _LEAST_ANGLE = 1e-3  # the score of a narrow distribution is not defined at its end
 
@@ -43,6 +44,8 @@ class DiffusionModel(ContinuousFlow):
         narrow posteriors need.
     :param solver: :class:`FixedStep` or :class:`Adaptive`, of the probability flow.
     :param num_probes: size up to which the divergence is exact, see :class:`ContinuousFlow`.
+    :param normal: whether a normal distribution is learned too, which the flow corrects, see
+        :class:`ContinuousFlow`.
     :param rngs: random streams of the initial parameters.
 
     **References**
@@ -71,6 +74,7 @@ class DiffusionModel(ContinuousFlow):
         noise_std: float = 1.8,
         solver: Solver = FixedStep(),  # noqa: B008
         num_probes: int = 32,
+        normal: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         if noise_std <= 0:
@@ -83,6 +87,7 @@ class DiffusionModel(ContinuousFlow):
             activation=activation,
             solver=solver,
             num_probes=num_probes,
+            normal=normal,
             rngs=rngs,
         )
         self.noise_mean = noise_mean
@@ -94,6 +99,7 @@ class DiffusionModel(ContinuousFlow):
         With the weight of [1], which makes the loss of an untrained network the same at all levels.
         """
         level_key, noise_key = random.split(rng_key)
+        normal_key = random.fold_in(rng_key, 2)
         batch, dtype = variables.shape[:-1], variables.dtype
         uniform = stratified(level_key, batch, dtype)
         tiny = jnp.finfo(dtype).eps
@@ -102,9 +108,9 @@ class DiffusionModel(ContinuousFlow):
         noise = random.normal(noise_key, variables.shape, dtype)
         x = mixture.data * variables + mixture.noise * noise
         target = mixture.data * noise - mixture.noise * variables
-        conditioning = self.network.condition(context)
-        prediction = self.network(x, mixture.log_noise_level, conditioning)
-        return jnp.mean((prediction - target) ** 2, axis=-1)
+        prediction = self.prediction(context, in_training=True)(x, mixture)
+        losses = jnp.mean((prediction - target) ** 2, axis=-1)
+        return losses + self.normal_loss(normal_key, variables, context)
 
     def score(self, t: Array, x: Array, context: Array) -> Array:
         """Gradient in ``x`` of the log density of the noisy variables at time ``t``.
@@ -116,14 +122,16 @@ class DiffusionModel(ContinuousFlow):
         :param context: shape ``(*batch, condition_size)``. Batch axes broadcast.
         """
         mixture = _mixture(jnp.maximum(_angle(jnp.asarray(t, x.dtype)), _LEAST_ANGLE))
-        conditioning = self.network.condition(context)
-        prediction = self.network(x, mixture.log_noise_level, conditioning)
+        prediction = self.prediction(context)(x, mixture)
         return -mixture.noise_in(x, prediction) / mixture.noise
 
-    def conditional_velocity(self, conditioning: Conditioning) -> Velocity:
+    def level(self, ratio: Array) -> Level:
+        angle = jnp.arctan(ratio)
+        return Level(1 - angle * 2 / jnp.pi, jnp.cos(angle), jnp.sin(angle))
+
+    def conditional_velocity(self, predict: Prediction) -> Velocity:
         def velocity(t: Array, x: Array) -> Array:
-            level = _mixture(_angle(t)).log_noise_level
-            return -jnp.pi / 2 * self.network(x, level, conditioning)
+            return -jnp.pi / 2 * predict(x, _mixture(_angle(t)))
 
         return velocity
 
@@ -148,11 +156,11 @@ class DiffusionModel(ContinuousFlow):
         :param grading: see :class:`FixedStep`.
         :return: draws, shape ``(*batch, size)``.
         """
-        conditioning = self.network.condition(context)
+        predict_mixture = self.prediction(context)
         raised = 1 + min(churn / steps, 2**0.5 - 1)
 
         def predict(angle: Array, x: Array) -> Array:
-            return self.network(x, _mixture(angle).log_noise_level, conditioning)
+            return predict_mixture(x, _mixture(angle))
 
         def step(x: Array, row: tuple[Array, Array, Array]) -> tuple[Array, None]:
             angle, following, key = row

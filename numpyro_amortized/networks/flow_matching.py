@@ -11,13 +11,14 @@ from jax import Array, lax, random
 
 from numpyro_amortized.networks.continuous_flow import (
     ContinuousFlow,
+    Level,
     Mixture,
+    Prediction,
     Velocity,
     stratified,
 )
 from numpyro_amortized.networks.mlp import swish
 from numpyro_amortized.networks.ode import FixedStep, Solver
-from numpyro_amortized.networks.residual_mlp import Conditioning
 
 _LAST = 0.999  # the score of a narrow distribution is not defined at its end
 
@@ -89,6 +90,8 @@ class FlowMatching(ContinuousFlow):
     :param optimal_transport: coupling of noise and data in a batch, ``None`` for none.
     :param solver: :class:`FixedStep` or :class:`Adaptive`.
     :param num_probes: size up to which the divergence is exact, see :class:`ContinuousFlow`.
+    :param normal: whether a normal distribution is learned too, which the flow corrects, see
+        :class:`ContinuousFlow`.
     :param rngs: random streams of the initial parameters.
 
     **References**
@@ -117,6 +120,7 @@ class FlowMatching(ContinuousFlow):
         optimal_transport: OptimalTransport | None = None,
         solver: Solver = FixedStep(),  # noqa: B008
         num_probes: int = 32,
+        normal: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         if alpha <= -1:
@@ -129,6 +133,7 @@ class FlowMatching(ContinuousFlow):
             activation=activation,
             solver=solver,
             num_probes=num_probes,
+            normal=normal,
             rngs=rngs,
         )
         self.alpha = alpha
@@ -137,6 +142,7 @@ class FlowMatching(ContinuousFlow):
     def loss(self, rng_key: Array, variables: Array, context: Array) -> Array:
         """Mean squared error of the velocity, at one random time for each event."""
         time_key, noise_key, couple_key = random.split(rng_key, 3)
+        normal_key = random.fold_in(rng_key, 3)
         batch, dtype = variables.shape[:-1], variables.dtype
         t = stratified(time_key, batch, dtype) ** (1 + self.alpha)
         noise = random.normal(noise_key, variables.shape, dtype)
@@ -145,7 +151,9 @@ class FlowMatching(ContinuousFlow):
             coupled = self.optimal_transport.couple(couple_key, *map(lax.stop_gradient, rows))
             noise = coupled.reshape(noise.shape)
         x = (1 - t[..., None]) * noise + t[..., None] * variables
-        return jnp.mean((self.velocity(t, x, context) - (variables - noise)) ** 2, axis=-1)
+        velocity = self.conditional_velocity(self.prediction(context, in_training=True))
+        losses = jnp.mean((velocity(t, x) - (variables - noise)) ** 2, axis=-1)
+        return losses + self.normal_loss(normal_key, variables, context)
 
     def score(self, t: Array, x: Array, context: Array) -> Array:
         """Gradient in ``x`` of the log density of the noisy variables at time ``t``.
@@ -166,12 +174,16 @@ class FlowMatching(ContinuousFlow):
         t = jnp.minimum(jnp.asarray(t, x.dtype), _LAST)
         return linear_path_score(t, x, self.velocity(t, x, context))
 
-    def conditional_velocity(self, conditioning: Conditioning) -> Velocity:
+    def level(self, ratio: Array) -> Level:
+        data = 1 / (1 + ratio)
+        return Level(data, data, 1 - data)
+
+    def conditional_velocity(self, predict: Prediction) -> Velocity:
         def velocity(t: Array, x: Array) -> Array:
             data, noise = t[..., None], 1 - t[..., None]
             scale = lax.rsqrt(data**2 + noise**2)
             mixture = Mixture(data * scale, noise * scale)
-            prediction = self.network(x * scale, mixture.log_noise_level, conditioning)
+            prediction = predict(x * scale, mixture)
             # x1 - x0 for x1 = data * x - noise * prediction, x0 = noise * x + data * prediction
             linear = (mixture.data - mixture.noise) * (x * scale)
             return linear - (mixture.data + mixture.noise) * prediction

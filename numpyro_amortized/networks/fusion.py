@@ -60,7 +60,7 @@ class Fusion(nnx.Module):
         _check_names("networks", networks, size)
         self.summary_size = summary_size
         self.sites = tuple(sorted(size))
-        modules = [_build(networks[site], size[site], rngs) for site in self.sites]
+        modules = [build_network(networks[site], size[site], rngs) for site in self.sites]
         self.networks = nnx.List(modules)
         joined = sum(module.summary_size for module in modules)
         self.merge = MLP(joined, summary_size, widths=widths, activation=activation, rngs=rngs)
@@ -86,7 +86,8 @@ class Fusion(nnx.Module):
         return self.merge(jnp.concatenate(parts, axis=-1))
 
 
-def _build(network: Any, size: int, rngs: nnx.Rngs) -> Any:
+def build_network(network: Any, size: int, rngs: nnx.Rngs) -> Any:
+    """A ready module as it is; a class or a partial of one with its sizes."""
     return network if isinstance(network, nnx.Module) else network(size=size, rngs=rngs)
 
 

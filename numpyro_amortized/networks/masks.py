@@ -28,6 +28,16 @@ def masked_mean(x: Array, mask: Array, num_axes: int = 1) -> Array:
     return jnp.sum(x * mask[..., None], axis=axes) / jnp.maximum(count, 1)
 
 
+def masked_spread(x: Array, mask: Array) -> Array:
+    """Standard deviations over the members, shape ``(*batch, size)``; near zero of a single one."""
+    mean = masked_mean(x, mask)
+    variance = masked_mean((x - mean[..., None, :]) ** 2, mask)
+    return jnp.sqrt(variance + _LEAST_VARIANCE)  # the root has no derivative at zero
+
+
+_LEAST_VARIANCE = 1e-8
+
+
 def log_count(x: Array, mask: Array, num_axes: int = 1) -> Array:
     """``log(1 + number of members)`` in the type of ``x``, shape ``(*batch, 1)``.
 

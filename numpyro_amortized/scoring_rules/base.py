@@ -90,6 +90,9 @@ class ParametricRule(ScoringRule):
     ) -> Array:
         """Draws, shape ``(*sample_shape, *batch, size)``."""
 
+    def score(self, estimates: Estimates, variables: Array) -> Array:
+        return -self.log_prob(estimates, variables)
+
 
 def with_shape(outputs: Array, shape: tuple[int, ...]) -> Array:
     """The last axis of the outputs in the shape of an estimate."""

@@ -10,13 +10,12 @@ from jax import Array
 
 from numpyro_amortized.scoring_rules.base import Estimates, Heads, ScoringRule, with_shape
 
-__all__ = ["BrierScore", "CrossEntropy"]
+__all__ = ["BrierScore", "CategoricalRule", "CrossEntropy"]
 
 
-@final
 @dataclass(frozen=True)
-class CrossEntropy(ScoringRule):
-    """The logarithmic score, summed over the variables.
+class CategoricalRule(ScoringRule):
+    """A scoring rule whose estimates are the probabilities of each variable's classes.
 
     :param num_classes: the variables are integers from 0 to one less.
     """
@@ -27,7 +26,17 @@ class CrossEntropy(ScoringRule):
         return {"probs": (size, self.num_classes)}
 
     def estimates(self, outputs: Array, size: int) -> dict[str, Array]:
-        return {"probs": _probs(outputs, size, self.num_classes)}
+        shaped = with_shape(outputs, (size, self.num_classes))
+        return {"probs": jax.nn.softmax(shaped, axis=-1)}
+
+
+@final
+@dataclass(frozen=True)
+class CrossEntropy(CategoricalRule):
+    """The logarithmic score, summed over the variables.
+
+    :param num_classes: the variables are integers from 0 to one less.
+    """
 
     def score(self, estimates: Estimates, variables: Array) -> Array:
         chosen = _one_hot(variables, self.num_classes) * estimates["probs"]
@@ -37,27 +46,15 @@ class CrossEntropy(ScoringRule):
 
 @final
 @dataclass(frozen=True)
-class BrierScore(ScoringRule):
+class BrierScore(CategoricalRule):
     """The squared error of the probabilities, summed over the variables.
 
     :param num_classes: the variables are integers from 0 to one less.
     """
 
-    num_classes: int
-
-    def heads(self, size: int) -> Heads:
-        return {"probs": (size, self.num_classes)}
-
-    def estimates(self, outputs: Array, size: int) -> dict[str, Array]:
-        return {"probs": _probs(outputs, size, self.num_classes)}
-
     def score(self, estimates: Estimates, variables: Array) -> Array:
         error = estimates["probs"] - _one_hot(variables, self.num_classes)
         return jnp.sum(error**2, axis=(-2, -1))
-
-
-def _probs(outputs: Array, size: int, num_classes: int) -> Array:
-    return jax.nn.softmax(with_shape(outputs, (size, num_classes)), axis=-1)
 
 
 def _one_hot(variables: Array, num_classes: int) -> Array:

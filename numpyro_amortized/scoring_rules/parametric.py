@@ -28,9 +28,6 @@ class MultivariateNormal(ParametricRule):
         mean, scale = jnp.split(outputs, [size], axis=-1)
         return {"mean": mean, "scale_tril": _triangular(with_shape(scale, (size, size)))}
 
-    def score(self, estimates: Estimates, variables: Array) -> Array:
-        return -self.log_prob(estimates, variables)
-
     def log_prob(self, estimates: Estimates, variables: Array) -> Array:
         return _normal(estimates).log_prob(variables)
 
@@ -65,9 +62,6 @@ class GaussianMixture(ParametricRule):
             "log_weights": jax.nn.log_softmax(values["log_weights"], axis=-1),
             "scale_tril": _triangular(values["scale_tril"]),
         }
-
-    def score(self, estimates: Estimates, variables: Array) -> Array:
-        return -self.log_prob(estimates, variables)
 
     def log_prob(self, estimates: Estimates, variables: Array) -> Array:
         return _mixture(estimates).log_prob(variables)

@@ -12,12 +12,22 @@ from jax import Array
 
 from numpyro_amortized.scoring_rules.base import Estimates, Heads, ScoringRule
 
-__all__ = ["Mean", "Median", "NormedDifference", "Quantiles"]
+__all__ = ["Mean", "Median", "NormedDifference", "PointRule", "Quantiles"]
+
+
+class PointRule(ScoringRule):
+    """A scoring rule whose estimate is one point."""
+
+    def heads(self, size: int) -> Heads:
+        return {"value": (size,)}
+
+    def estimates(self, outputs: Array, size: int) -> dict[str, Array]:
+        return {"value": outputs}
 
 
 @final
 @dataclass(frozen=True)
-class NormedDifference(ScoringRule):
+class NormedDifference(PointRule):
     """The sum of ``|estimate - variable|^power``; estimates the mean by 2, the median by 1.
 
     :param power: at least 1, where the loss is convex.
@@ -30,26 +40,14 @@ class NormedDifference(ScoringRule):
         if not self.power >= 1:
             raise ValueError(f"power: expected at least 1, got {self.power}.")
 
-    def heads(self, size: int) -> Heads:
-        return {"value": (size,)}
-
-    def estimates(self, outputs: Array, size: int) -> dict[str, Array]:
-        return {"value": outputs}
-
     def score(self, estimates: Estimates, variables: Array) -> Array:
         return jnp.sum(jnp.abs(estimates["value"] - variables) ** self.power, axis=-1)
 
 
 @final
 @dataclass(frozen=True)
-class Mean(ScoringRule):
+class Mean(PointRule):
     """The squared error, which estimates the mean."""
-
-    def heads(self, size: int) -> Heads:
-        return {"value": (size,)}
-
-    def estimates(self, outputs: Array, size: int) -> dict[str, Array]:
-        return {"value": outputs}
 
     def score(self, estimates: Estimates, variables: Array) -> Array:
         return jnp.sum((estimates["value"] - variables) ** 2, axis=-1)
@@ -57,14 +55,8 @@ class Mean(ScoringRule):
 
 @final
 @dataclass(frozen=True)
-class Median(ScoringRule):
+class Median(PointRule):
     """The absolute error, which estimates the median."""
-
-    def heads(self, size: int) -> Heads:
-        return {"value": (size,)}
-
-    def estimates(self, outputs: Array, size: int) -> dict[str, Array]:
-        return {"value": outputs}
 
     def score(self, estimates: Estimates, variables: Array) -> Array:
         return jnp.sum(jnp.abs(estimates["value"] - variables), axis=-1)

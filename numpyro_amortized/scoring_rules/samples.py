@@ -9,15 +9,12 @@ from jax import Array
 
 from numpyro_amortized.scoring_rules.base import Estimates, Heads, ScoringRule, with_shape
 
-__all__ = ["CRPS", "EnergyScore"]
+__all__ = ["CRPS", "EnergyScore", "SampleRule"]
 
 
-@final
 @dataclass(frozen=True)
-class EnergyScore(ScoringRule):
-    """``E|X - y| - E|X - X'| / 2``, for X and X' uniform over the points of the estimate.
-
-    Eq. 22 of Gneiting and Raftery (2007) with beta = 1, with the sign of a loss; strictly proper.
+class SampleRule(ScoringRule):
+    """A scoring rule whose estimates are points of equal weight.
 
     :param num_points: of the estimate.
     """
@@ -30,6 +27,17 @@ class EnergyScore(ScoringRule):
     def estimates(self, outputs: Array, size: int) -> dict[str, Array]:
         return {"points": with_shape(outputs, (self.num_points, size))}
 
+
+@final
+@dataclass(frozen=True)
+class EnergyScore(SampleRule):
+    """``E|X - y| - E|X - X'| / 2``, for X and X' uniform over the points of the estimate.
+
+    Eq. 22 of Gneiting and Raftery (2007) with beta = 1, with the sign of a loss; strictly proper.
+
+    :param num_points: of the estimate.
+    """
+
     def score(self, estimates: Estimates, variables: Array) -> Array:
         points = estimates["points"]
         to_truth = _norm(points - variables[..., None, :])
@@ -39,7 +47,7 @@ class EnergyScore(ScoringRule):
 
 @final
 @dataclass(frozen=True)
-class CRPS(ScoringRule):
+class CRPS(SampleRule):
     """The continuous ranked probability score, summed over the variables.
 
     It is the energy score of each variable alone, eq. 21 of Gneiting and Raftery (2007), and so
@@ -48,14 +56,6 @@ class CRPS(ScoringRule):
 
     :param num_points: of the estimate of each variable.
     """
-
-    num_points: int = 20
-
-    def heads(self, size: int) -> Heads:
-        return {"points": (self.num_points, size)}
-
-    def estimates(self, outputs: Array, size: int) -> dict[str, Array]:
-        return {"points": with_shape(outputs, (self.num_points, size))}
 
     def score(self, estimates: Estimates, variables: Array) -> Array:
         points = estimates["points"]

@@ -5,6 +5,7 @@ import inspect
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -128,7 +129,7 @@ class ModelSimulator(TraceableSimulator):
         """
         The simulator of one size, where the size varies.
 
-        :param size: within the range of ``sizes``.
+        :param size: within the range of ``sizes``; beyond it, the context is repeated.
         """
         varying = self._varying_size
         if varying is None:
@@ -136,8 +137,30 @@ class ModelSimulator(TraceableSimulator):
         args, kwargs = self._arguments(size)
         context = self._context
         if context is not None:
-            context = partial(_cropped, context, varying.axes, size)
+            context = partial(_of_size, context, varying.axes, size)
         return ModelSimulator(self.model, *args, observed=self._observed, context=context, **kwargs)
+
+    def with_plate_of(self, plate: str, size: int) -> "ModelSimulator":
+        """
+        The simulator with another number of data, where none varies.
+
+        :param plate: name of a plate that is sized by the data.
+        :param size: that of the plate.
+        :raises ValueError: if the plate is not sized by the data, or other arguments are, too.
+        """
+        args, kwargs = self._sized_arguments(plate)(size)
+        return ModelSimulator(self.model, *args, observed=self._observed, **kwargs)
+
+    def with_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "ModelSimulator":
+        """
+        The simulator with other values of the model's arguments, of the same shapes.
+
+        :param args: the model's arguments.
+        :param kwargs: its keyword arguments.
+        """
+        other = copy(self)
+        other.args, other.kwargs = args, dict(kwargs)
+        return other
 
     @property
     def data(self) -> dict[str, np.ndarray]:
@@ -274,7 +297,7 @@ class ModelSimulator(TraceableSimulator):
                 f"sizes: '{name}' is neither an argument of the model nor one of its plates."
             )
         arguments = Arguments.of(self.model, args, kwargs)
-        data = data_leaves(arguments, base._passed) if base.data else []
+        data = data_leaves(arguments, base.passed) if base.data else []
         return partial(resized, arguments, data, sizes.pop())
 
     def _with_varying_size(
@@ -292,7 +315,7 @@ class ModelSimulator(TraceableSimulator):
     ) -> dict[str, Site]:
         """Finds the data among the arguments, and refuses them if they leak."""
         arguments = Arguments.of(self.model, self.args, {**self.kwargs, **context})
-        data = data_leaves(arguments, self._passed) if self._data else []
+        data = data_leaves(arguments, self.passed) if self._data else []
         computed = {name for name, site in sites.items() if site.role == "deterministic"}
         simulated = partial(self._simulated, tuple(sites))
         if stale := refuse_leaks(arguments, data, simulated, harmless=computed):
@@ -306,7 +329,8 @@ class ModelSimulator(TraceableSimulator):
         axes = data_sized(arguments, data, shapes, before)
         return {name: s._replace(data_sized=axes.get(name, ())) for name, s in sites.items()}
 
-    def _passed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def passed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that the observed sites come with, for these arguments of the model."""
         return _values(run_model(self.model, random.key(0), args, kwargs, keep=None), self._data)
 
     def _simulated(
@@ -328,10 +352,11 @@ def _values(trace: Mapping[str, dict[str, Any]], names: Iterable[str]) -> dict[s
     return {name: jnp.asarray(trace[name]["value"]) for name in names}
 
 
-def _cropped(
+def _of_size(
     context: Context, axes: Mapping[str, tuple[int, ...]], size: int, rng_key: Array
 ) -> dict[str, Array]:
-    return crop_axes(dict(context(rng_key)), axes, size)
+    drawn = dict(context(rng_key))
+    return crop_axes(pad_axes(drawn, axes, size), axes, size)
 
 
 def _with_parameters(site: Mapping[str, Any]) -> Array:

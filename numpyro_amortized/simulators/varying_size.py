@@ -97,7 +97,7 @@ def pad_axes(values: Mapping[str, Array], axes: Axes, size: int) -> dict[str, Ar
 
     def pad(name: str, x: Array) -> Array:
         own = axes.get(name, ())
-        extra = [(0, size - n if axis in own else 0) for axis, n in enumerate(x.shape)]
+        extra = [(0, max(0, size - n) if k in own else 0) for k, n in enumerate(x.shape)]
         return jnp.pad(x, extra, mode="wrap") if own else x
 
     return {name: pad(name, jnp.asarray(x)) for name, x in values.items()}

@@ -16,7 +16,7 @@ from numpyro_amortized.adapters.summarized import Structure
 from tests import models
 
 pytestmark = pytest.mark.usefixtures("unoptimized_module")
-SET, SERIES, IMAGE = Structure
+SET, SERIES, IMAGE, *_ = Structure
 
 
 def volatility(y):

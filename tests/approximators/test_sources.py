@@ -54,10 +54,8 @@ def disk(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    "source",
-    [jax_functions, *(pytest.param(s, marks=pytest.mark.verify) for s in (host_functions, disk))],
-)
+@pytest.mark.verify
+@pytest.mark.parametrize("source", [jax_functions, host_functions, disk])
 def test_posterior(source, tmp_path):
     approximator = npa.ContinuousApproximator(source(tmp_path), adapter=adapter(), **OPTIONS)
     assert {n: s.role for n, s in approximator.sites.items()} == {"mu": "latent", "x": "observed"}

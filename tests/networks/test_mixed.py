@@ -44,6 +44,7 @@ def test_draws_have_the_probabilities(part, unoptimized):
     assert (np.abs(counts / 20_000 - expected) < 5 * np.sqrt(0.25 / 20_000)).all()
 
 
+@pytest.mark.verify
 def test_parts_add_up_and_later_ones_are_given_the_earlier(unoptimized):
     network = mixed(Category(3), COUNT, Numbers(2))
     x = jnp.array([[2.0, 4, 0.3, -0.1], [0.0, 1, 0.3, -0.1]])

@@ -106,24 +106,12 @@ def test_network_inputs_know_nothing_beyond_the_size(simulator):
 
 @pytest.fixture(scope="module")
 def trained(simulator):
+    """Hardly; tests/verify/test_statistics.py compares posteriors of several sizes."""
     approximator = npa.ContinuousApproximator(
         simulator, inference_network=FLOW, summary_network=SETS
     )
-    approximator.fit(random.key(0), epochs=15, num_batches=100, progress_bar=False)
+    approximator.fit(random.key(0), epochs=1, num_batches=10, progress_bar=False)
     return approximator
-
-
-@pytest.mark.verify
-@pytest.mark.parametrize("size", [LOW, 7, HIGH])
-def test_posterior_of_every_size(trained, size):
-    mu = np.random.default_rng(1).standard_normal(200)
-    x = mu[:, None] + NOISE * np.random.default_rng(2).standard_normal((200, size))
-    draws = np.asarray(trained.sample(random.key(3), 400, {"x": x})["mu"])
-    precision = 1 + size / NOISE**2
-    mean, sd = x.sum(1) / NOISE**2 / precision, precision**-0.5
-    # Monte Carlo: 0.05 in the mean, in quadrature; a small network trained for seconds
-    assert np.sqrt((((draws.mean(1) - mean) / sd) ** 2).mean()) < 0.2
-    assert abs(draws.std(1).mean() / sd - 1) < 0.1
 
 
 def test_other_sizes_compile_no_network_again(trained, compilations):
