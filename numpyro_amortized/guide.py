@@ -17,6 +17,7 @@ from numpyro import handlers
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.util import unconstrain_fn
 
+from numpyro_amortized.approximators.conditions import given_names
 from numpyro_amortized.distributions import AmortizedPosterior
 from numpyro_amortized.simulators.arguments import model_signature
 from numpyro_amortized.simulators.base import typed_key
