@@ -41,7 +41,7 @@ def mortality(num_hospitals: int, patients: Array, deaths: Array | None = None) 
 def patients_of(rng_key: Array, num_hospitals: int = MOST) -> dict[str, Array]:
     """Numbers of patients, from tens to a thousand."""
     scale = random.uniform(rng_key, (num_hospitals,), minval=jnp.log(20), maxval=jnp.log(1000))
-    return {"patients": jnp.round(jnp.exp(scale))}
+    return {"patients": jnp.round(jnp.exp(scale)).astype(int)}
 
 
 def observed(rng_key: Array, num_hospitals: int) -> tuple[dict[str, Array], Array]:
@@ -49,7 +49,7 @@ def observed(rng_key: Array, num_hospitals: int) -> tuple[dict[str, Array], Arra
     patients_key, odds_key, deaths_key = random.split(rng_key, 3)
     patients = patients_of(patients_key, num_hospitals)["patients"]
     log_odds = -2.2 + 0.4 * random.normal(odds_key, (num_hospitals,))
-    deaths = dist.Binomial(patients.astype(int), logits=log_odds).sample(deaths_key)
+    deaths = dist.Binomial(patients, logits=log_odds).sample(deaths_key)
     return {"patients": patients, "deaths": deaths}, log_odds
 
 
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(comparison(draws, mcmc.get_samples()))
 
     globals_ = {name: draws[name] for name in ("mean", "spread")}
-    new = {"patients": jnp.array([20.0, 200.0, 1000.0]), "deaths": jnp.array([4, 40, 200])}
+    new = {"patients": jnp.array([20, 200, 1000]), "deaths": jnp.array([4, 40, 200])}
     later = approximator.ancestral_sample(new_key, num_samples, new, globals_)["log_odds"]
     for patients, x in zip(new["patients"], later, strict=True):
         share = jax.nn.sigmoid(x)

@@ -17,9 +17,11 @@ from numpyro import handlers
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.util import unconstrain_fn
 
+from numpyro_amortized.approximators.conditions import given_names
 from numpyro_amortized.distributions import AmortizedPosterior
 from numpyro_amortized.simulators.arguments import model_signature
 from numpyro_amortized.simulators.base import typed_key
+from numpyro_amortized.simulators.model import ModelSimulator
 
 if TYPE_CHECKING:
     from numpyro_amortized.approximators.density import DensityApproximator
@@ -182,7 +184,10 @@ class AmortizedGuide(AutoGuide):
         if self.observed is not None:
             return self._one_data_set(self.observed)
         trace = self._model_trace(args, kwargs)
-        needed = [s for s in self.approximator.sites.values() if s.is_given]
+        sites, source = self.approximator.sites, self.approximator.source
+        # a size that varies is read from the data, whatever the model is called with
+        varying = source.varying_size if isinstance(source, ModelSimulator) else None
+        needed = [sites[name] for name in given_names(sites, varying)]
         found = {
             site.name: trace[site.name]["value"]
             for site in needed
