@@ -21,7 +21,6 @@ from numpyro_amortized.approximators.conditions import given_names
 from numpyro_amortized.distributions import AmortizedPosterior
 from numpyro_amortized.simulators.arguments import model_signature
 from numpyro_amortized.simulators.base import typed_key
-from numpyro_amortized.simulators.model import ModelSimulator
 
 if TYPE_CHECKING:
     from numpyro_amortized.approximators.density import DensityApproximator
@@ -184,10 +183,9 @@ class AmortizedGuide(AutoGuide):
         if self.observed is not None:
             return self._one_data_set(self.observed)
         trace = self._model_trace(args, kwargs)
-        sites, source = self.approximator.sites, self.approximator.source
+        sites = self.approximator.sites
         # a size that varies is read from the data, whatever the model is called with
-        varying = source.varying_size if isinstance(source, ModelSimulator) else None
-        needed = [sites[name] for name in given_names(sites, varying)]
+        needed = [sites[name] for name in given_names(sites, self.approximator.varying_size)]
         found = {
             site.name: trace[site.name]["value"]
             for site in needed

@@ -268,7 +268,7 @@ class Approximator(ABC):
         :raises ValueError: where they do not fit the model.
         """
         missing = self.adapter.may_be_missing
-        return check_conditions(self.sites, conditions, self._varying_size, missing)
+        return check_conditions(self.sites, conditions, self.varying_size, missing)
 
     @cached_property
     def encode(self) -> Callable[..., Array]:
@@ -310,7 +310,8 @@ class Approximator(ABC):
         return jax.eval_shape(self.adapter.forward, row)
 
     @property
-    def _varying_size(self) -> VaryingSize | None:
+    def varying_size(self) -> VaryingSize | None:
+        """The size that differs between simulations, ``None`` where none does."""
         return self.source.varying_size if isinstance(self.source, ModelSimulator) else None
 
     @property

@@ -148,7 +148,7 @@ class CompositionalApproximator(SingleDensityApproximator):
             mini_batch_size = max(1, rows_in_cache() // num_samples)
         check_positive(mini_batch_size=mini_batch_size)
         graphdef, state = nnx.split(self._trained())
-        groups = as_groups(self.sites, conditions, given_names(self.sites, self._varying_size))
+        groups = as_groups(self.sites, conditions, given_names(self.sites, self.varying_size))
         checked = self.check_conditions(groups.values)
         encode = partial(self.encode, graphdef, state)
         contexts = in_batches(encode, (checked.values,), _ENCODED)

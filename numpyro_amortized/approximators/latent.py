@@ -82,8 +82,8 @@ class LatentApproximator(Approximator):
         :return: its value, without the axes that the user did not give.
         """
         names = self.inferred_sites
-        check_data_names(self.sites, names, data, self._varying_size)
-        given = given_names(self.sites, self._varying_size)
+        check_data_names(self.sites, names, data, self.varying_size)
+        given = given_names(self.sites, self.varying_size)
         checked = self.check_conditions({name: data[name] for name in given})
         latents, has_samples = check_latents(self.sites, names, data, checked)
         result = function(latents, checked.values)

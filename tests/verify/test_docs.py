@@ -29,7 +29,7 @@ INCLUDE = re.compile(
     r"^```\{include\} (\S+)\n:start-after: (.+)\n:end-before: (.+)\n```$", re.MULTILINE
 )
 BLOCK = re.compile(
-    r"^(<!-- compiled only: .+ -->\n+)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^(<!-- compiled only: [^\n]+ -->\n+)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
 NAME = re.compile(r"\bnpa((?:\.[A-Za-z_]\w*)+)")
 
