@@ -131,7 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     approximator = npa.ContinuousApproximator(simulator)
     print(approximator)
-    approximator.fit(fit_key, epochs=1 if options.fast else 50, batch_size=64)
+    steps = {"epochs": 1, "num_batches": 10, "validation": 0} if options.fast else {"epochs": 50}
+    approximator.fit(fit_key, batch_size=64, **steps)
 
     data, _ = observed(data_key, options.hospitals)
     num_samples = 200 if options.fast else 2000
