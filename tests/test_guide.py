@@ -178,22 +178,13 @@ def test_starts_of_latents_that_are_not_inferred(first_term):
     assert guide.init_params(random.key(0), 1, 1.5)["b"].shape == ()
 
 
-def grouped(y, batch_size=None):
-    mu = numpyro.sample("mu", dist.Normal(0, 1))
-    tau = numpyro.sample("tau", dist.HalfNormal(1))
-    with numpyro.plate("group", y.shape[0], batch_size, dim=-2):
-        theta = numpyro.sample("theta", dist.Normal(mu, tau))
-        with numpyro.plate("member", y.shape[1], dim=-1):
-            numpyro.sample("y", dist.Normal(theta, 1), obs=numpyro.subsample(y, event_dim=0))
-
-
 GROUPS = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def groups():
     """Four groups, hardly trained."""
-    source = npa.ModelSimulator(grouped, GROUPS)
+    source = npa.ModelSimulator(models.group_means, GROUPS)
     sets = partial(DeepSet, summary_size=4, widths=(8,), embedding_size=8)
     approximator = npa.ContinuousApproximator(
         source,
@@ -207,7 +198,7 @@ def groups():
 
 def test_a_subsampled_plate_stands_for_all_groups(groups):
     """The mean of the scaled log densities over all choices of a group is that of all groups."""
-    guide = npa.AmortizedGuide(grouped, groups, observed={"y": GROUPS})
+    guide = npa.AmortizedGuide(models.group_means, groups, observed={"y": GROUPS})
     posterior = groups.posterior({"y": GROUPS})
     vector = posterior.sample(random.key(1))
     own, rows = vector[:2], vector[2:].reshape(4, 1, 1)
@@ -230,8 +221,8 @@ def test_a_subsampled_plate_stands_for_all_groups(groups):
 
 
 def test_tuning_by_minibatches(groups):
-    guide = npa.AmortizedGuide(grouped, groups, observed={"y": GROUPS})
-    svi = SVI(grouped, guide, optax.adam(1e-3), Trace_ELBO())
+    guide = npa.AmortizedGuide(models.group_means, groups, observed={"y": GROUPS})
+    svi = SVI(models.group_means, guide, optax.adam(1e-3), Trace_ELBO())
     result = svi.run(random.key(0), 3, GROUPS, 2, progress_bar=False)
     assert np.isfinite(result.losses).all()
     draws = guide.sample_posterior(random.key(1), result.params, sample_shape=(7,))
@@ -246,7 +237,7 @@ def halved(x, y):
 
 
 def test_what_subsampling_needs(groups, regression):
-    guide = npa.AmortizedGuide(grouped, groups)
+    guide = npa.AmortizedGuide(models.group_means, groups)
     with pytest.raises(ValueError, match=r"sees 2 of 4 members of plate 'group'.*the full data"):
         guide.sample_posterior(random.key(0), {}, GROUPS, 2)
     bound = npa.AmortizedGuide(halved, regression, observed={"y": Y})
