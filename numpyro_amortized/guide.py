@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from flax import nnx
@@ -239,7 +240,10 @@ class AmortizedGuide(AutoGuide):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         """A plain trace: the base class would reject discrete latents."""
-        self._set_prototype(self._model_trace(args, kwargs))
+        trace = self._model_trace(args, kwargs)
+        self._set_prototype(trace)
+        if self._prototype_frames:
+            self._refuse_other_data(trace)
 
     def _set_prototype(self, trace: Mapping[str, Any]) -> None:
         self._check_latents(trace)
@@ -350,6 +354,22 @@ class AmortizedGuide(AutoGuide):
         batch_shape = value.shape[: value.ndim - event_dim]
         log_density = jnp.broadcast_to(log_det / math.prod(batch_shape), batch_shape)
         return numpyro.sample(name, dist.Delta(value, log_density, event_dim=event_dim))
+
+    def _refuse_other_data(self, trace: Mapping[str, Any]) -> None:
+        """Batches that are cut by hand are not those that the plate says."""
+        for name, value in (self.observed or {}).items():
+            site = trace.get(name)
+            frames = () if site is None else site.get("cond_indep_stack", ())
+            for frame in [f for f in frames if f.name in self._prototype_frames]:
+                axis = jnp.ndim(site["value"]) - site["fn"].event_dim + frame.dim
+                own = jnp.take(jnp.asarray(value), trace[frame.name]["value"], axis)
+                seen = [x for x in (own, site["value"]) if not isinstance(x, jax.core.Tracer)]
+                if len(seen) == 2 and not np.allclose(*seen, equal_nan=True):
+                    raise ValueError(
+                        f"AmortizedGuide: at the members of plate '{frame.name}' that it draws, "
+                        f"the model observes other values of '{name}' than those that are bound. "
+                        "Pass the whole data to the model, and take numpyro.subsample of them."
+                    )
 
     def _refuse_subsamples(self, trace: Mapping[str, Any]) -> None:
         """Some of the data do not tell the latents that all of them share."""

@@ -160,7 +160,8 @@ def _density(approximator: "Approximator") -> VectorDensity:
             f"self_consistency: expected data of one size, but '{varying.name}' varies from "
             f"{varying.low} to {varying.high}, and densities are those of one size."
         )
-    if missing := list(approximator.adapter.may_be_missing):
+    may_be_missing = approximator.adapter.may_be_missing
+    if missing := [name for name in _given(approximator) if name in may_be_missing]:
         raise ValueError(
             f"self_consistency: expected data that are complete, but values of {missing} may be "
             "missing, and the model's density at missing values is not known."

@@ -134,7 +134,9 @@ def test_what_is_refused(exact):
         npa.SelfConsistency(data={"y": 1.0}).penalty(approximator)
     with pytest.raises(ValueError, match=r"expected the sites \['y'\]"):
         npa.SelfConsistency(data={"z": np.ones(3)}).penalty(approximator)
-    simulator = npa.LambdaSimulator(lambda key: {"x": random.normal(key), "y": jnp.ones(())})
+    simulator = npa.LambdaSimulator(
+        lambda rng_key: {"x": random.normal(rng_key), "y": jnp.ones(())}
+    )
     adapter = npa.Adapter().concatenate(["x"], into="inference_variables")
     adapter = adapter.concatenate(["y"], into="inference_conditions")
     black_box = npa.ContinuousApproximator(simulator, adapter=adapter)
