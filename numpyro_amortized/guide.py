@@ -357,14 +357,16 @@ class AmortizedGuide(AutoGuide):
 
     def _refuse_other_data(self, trace: Mapping[str, Any]) -> None:
         """Batches that are cut by hand are not those that the plate says."""
-        for name, value in (self.observed or {}).items():
-            site = trace.get(name)
-            frames = () if site is None else site.get("cond_indep_stack", ())
-            for frame in [f for f in frames if f.name in self._prototype_frames]:
+        observed = self.observed or {}
+        for name in [name for name in observed if name in trace]:
+            site = trace[name]
+            for frame in [f for f in site["cond_indep_stack"] if f.name in self._prototype_frames]:
                 axis = jnp.ndim(site["value"]) - site["fn"].event_dim + frame.dim
-                own = jnp.take(jnp.asarray(value), trace[frame.name]["value"], axis)
-                seen = [x for x in (own, site["value"]) if not isinstance(x, jax.core.Tracer)]
-                if len(seen) == 2 and not np.allclose(*seen, equal_nan=True):
+                index, seen = trace[frame.name]["value"], site["value"]
+                if isinstance(seen, jax.core.Tracer) or isinstance(index, jax.core.Tracer):
+                    continue
+                own = np.take(np.asarray(observed[name]), index, axis)
+                if not np.allclose(own, seen, equal_nan=True):
                     raise ValueError(
                         f"AmortizedGuide: at the members of plate '{frame.name}' that it draws, "
                         f"the model observes other values of '{name}' than those that are bound. "

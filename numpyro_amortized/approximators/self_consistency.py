@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import jax
 import jax.numpy as jnp
@@ -98,8 +98,9 @@ class SelfConsistency:
 
         def penalty(modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
             simulated_key, choice_key, real_key = random.split(rng_key, 3)
-            first = jax.tree.map(lambda x: x[: self.num_datasets], dict(inputs["site_values"]))
-            simulated = {name: first[name] for name in _given(density.approximator)}
+            kept: Any = inputs["site_values"]
+            names = _given(density.approximator)
+            simulated = {name: kept[name][: self.num_datasets] for name in names}
             loss = self._mean_variance(density, modules, simulated_key, simulated)
             if data is not None:
                 length = len(next(iter(data.values())))

@@ -2,41 +2,72 @@
 """Long checks of guides: tuned for one data set, by minibatches, and as a flow for NUTS."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import optax
 import pytest
 from jax import random
+from numpyro.diagnostics import effective_sample_size, gelman_rubin
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO, psis_diagnostic
 from numpyro.infer.reparam import NeuTraReparam
 
 import numpyro_amortized as npa
 from benchmarks.c2st import c2st
-from examples import quickstart
 from tests import models
 
 pytestmark = pytest.mark.verify
 NUM_DRAWS = 5000
 
 
-def test_tuning_for_one_data_set_makes_up_for_hardly_any_training(eight_schools_by_nuts):
-    """Eight schools after a hundred steps of training: k-hat from above .7 to below .5."""
-    data = {"sigma": quickstart.STANDARD_ERRORS, "y": quickstart.EFFECTS}
-    model = quickstart.eight_schools
-    approximator = npa.amortize(model, **data)
+TIMES = np.linspace(0, 4, 15)
+
+
+def decay(t, y=None):
+    """A substance that decays to a background: four latents of very different kinds."""
+    height = numpyro.sample("height", dist.LogNormal(1, 0.7))
+    rate = numpyro.sample("rate", dist.LogNormal(0, 0.7))
+    floor = numpyro.sample("floor", dist.Normal(0, 1))
+    noise = numpyro.sample("noise", dist.HalfNormal(0.5))
+    mean = floor + height * jnp.exp(-rate * t)
+    numpyro.sample("y", dist.Normal(mean, noise).to_event(1), obs=y)
+
+
+LATENTS = ("height", "rate", "floor", "noise")
+
+
+@pytest.fixture(scope="module")
+def decayed():
+    """Data, and draws of their posterior by NUTS, shape ``(20_000, 4)``."""
+    noise = 0.2 * random.normal(random.key(1), TIMES.shape)
+    y = np.asarray(0.3 + 2.5 * jnp.exp(-0.8 * TIMES) + noise)
+    kernel = NUTS(decay, target_accept_prob=0.95)
+    options = {"num_chains": 4, "chain_method": "vectorized", "progress_bar": False}
+    mcmc = MCMC(kernel, num_warmup=1000, num_samples=5000, **options)
+    mcmc.run(random.key(2), TIMES, y=y)
+    for draws in mcmc.get_samples(group_by_chain=True).values():
+        assert gelman_rubin(np.asarray(draws)) < 1.01
+        assert effective_sample_size(np.asarray(draws)) > 2000
+    return y, np.column_stack([mcmc.get_samples()[name] for name in LATENTS])
+
+
+def test_tuning_for_one_data_set_makes_up_for_hardly_any_training(decayed):
+    y, reference = decayed
+    approximator = npa.amortize(decay, TIMES, y=y)
     approximator.fit(random.key(0), epochs=1, num_batches=100, progress_bar=False)
-    guide = npa.AmortizedGuide(model, approximator)
-    rows = np.random.default_rng(0).choice(20_000, NUM_DRAWS, replace=False)
-    reference = np.column_stack(list(eight_schools_by_nuts.values()))[rows]
+    guide = npa.AmortizedGuide(decay, approximator)
+    rows = np.random.default_rng(0).choice(len(reference), NUM_DRAWS, replace=False)
 
     def judged(params):
-        k = psis_diagnostic(random.key(1), params, model, guide, num_particles=NUM_DRAWS, **data)
+        data = {"t": TIMES, "y": y}
+        k = psis_diagnostic(random.key(1), params, decay, guide, num_particles=NUM_DRAWS, **data)
         draws = guide.sample_posterior(random.key(2), params, sample_shape=(NUM_DRAWS,), **data)
-        columns = quickstart.columns(draws)
-        return k, c2st(reference, np.column_stack([columns[n] for n in eight_schools_by_nuts]))
+        return k, c2st(reference[rows], np.column_stack([draws[name] for name in LATENTS]))
 
-    schedule = optax.cosine_decay_schedule(1e-3, 3000)
-    svi = SVI(model, guide, optax.adam(schedule), Trace_ELBO(num_particles=16))
-    tuned = svi.run(random.key(3), 3000, progress_bar=False, **data)
+    schedule = optax.cosine_decay_schedule(1e-3, 4000)
+    svi = SVI(decay, guide, optax.adam(schedule), Trace_ELBO(num_particles=16))
+    tuned = svi.run(random.key(3), 4000, TIMES, y=y, progress_bar=False)
     before, after = judged({}), judged(tuned.params)
     print(f"k-hat {before[0]:.2f} to {after[0]:.2f}, C2ST {before[1]:.3f} to {after[1]:.3f}")
     assert before[0] > 0.7 and after[0] < 0.5
