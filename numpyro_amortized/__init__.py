@@ -16,6 +16,7 @@ from numpyro_amortized.approximators.ensemble import EnsembleApproximator
 from numpyro_amortized.approximators.model_comparison import ModelComparisonApproximator
 from numpyro_amortized.approximators.ratio import RatioApproximator
 from numpyro_amortized.approximators.scoring_rule import ScoringRuleApproximator
+from numpyro_amortized.approximators.self_consistency import SelfConsistency
 from numpyro_amortized.augmented import AugmentedDataset
 from numpyro_amortized.bank import DamagedChunkError
 from numpyro_amortized.datasets import OfflineDataset, OnlineDataset
@@ -64,6 +65,7 @@ __all__ = [
     "RandomSubsample",
     "RatioApproximator",
     "ScoringRuleApproximator",
+    "SelfConsistency",
     "SequentialSimulator",
     "Simulator",
     "Site",

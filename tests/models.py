@@ -156,14 +156,14 @@ def three_sites(survey, series, image):
     numpyro.sample("image", dist.Normal(mean, 1).to_event(2), obs=image)
 
 
-def group_means(y):
-    """Groups with means of their own, the second axis of members."""
+def group_means(y, batch_size=None):
+    """Groups with means of their own, the second axis of members; some of them in each step."""
     mu = numpyro.sample("mu", dist.Normal(0, 1))
     tau = numpyro.sample("tau", dist.HalfNormal(1))
-    with numpyro.plate("group", y.shape[0], dim=-2):
+    with numpyro.plate("group", y.shape[0], batch_size, dim=-2):
         theta = numpyro.sample("theta", dist.Normal(mu, tau))
         with numpyro.plate("member", y.shape[1], dim=-1):
-            numpyro.sample("y", dist.Normal(theta, 1), obs=y)
+            numpyro.sample("y", dist.Normal(theta, 1), obs=numpyro.subsample(y, event_dim=0))
 
 
 def group_means_posterior(y):

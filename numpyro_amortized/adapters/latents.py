@@ -41,13 +41,14 @@ class SiteMap(NamedTuple):
     support: dist.constraints.Constraint | None  # where the map must not follow the trace
 
     def forward(self, fn: dist.Distribution, x: Array) -> tuple[Array, Array]:
-        """Unconstrained value and the log-determinant, a scalar."""
+        """Unconstrained value, and the log-determinant of the site's batch shape."""
+        batch_ndim = jnp.ndim(x) - fn.event_dim
         if self.by_prior:
             z, log_slope = to_normal(base_distribution(fn), x)
-            return z, jnp.sum(log_slope)
+            return z, _summed(log_slope, batch_ndim)
         transform = self._bijection(fn)
         z = transform.inv(x)
-        return z, -jnp.sum(transform.log_abs_det_jacobian(z, x))
+        return z, -_summed(transform.log_abs_det_jacobian(z, x), batch_ndim)
 
     def inverse(self, fn: dist.Distribution, z: Array) -> Array:
         """Constrained value."""
@@ -122,10 +123,20 @@ class UnconstrainLatents(Bijection):
         return rest | {name: trace[name]["value"] for name in self.names}
 
     def log_det_jac(self, data: Data) -> Array:
-        vector, log_det = self._unconstrain(data)
+        return reduce(add, map(jnp.sum, self.log_dets(data).values()))
+
+    def log_dets(self, data: Data) -> dict[str, Array]:
+        """The log-determinant of each latent site, of its batch shape; :meth:`log_det_jac` adds up.
+
+        :param data: values of the sites and of the context on which they depend.
+        """
+        vector, own = self._unconstrain(data)
         standard = (vector - self.mean) / self.scale
-        log_slope = jnp.where(self.heavy, -0.5 * jnp.log1p(standard**2), 0)
-        return log_det + jnp.sum(log_slope) - jnp.sum(jnp.log(self.scale))
+        log_slope = jnp.where(self.heavy, -0.5 * jnp.log1p(standard**2), 0) - jnp.log(self.scale)
+        return {
+            name: own[name] + _summed(piece, jnp.ndim(own[name]))
+            for name, piece in self.split(log_slope).items()
+        }
 
     def _context(self, data: Data) -> dict[str, Array]:
         if missing := [name for name in self.needs if name not in data]:
@@ -140,7 +151,7 @@ class UnconstrainLatents(Bijection):
         # the inner `where` keeps the gradient of the branch not taken finite
         squashed = jnp.where(self.heavy, vector, 0)
         standard = jnp.where(self.heavy, jnp.sinh(squashed), vector)
-        pieces = self._split(standard * self.scale + self.mean)
+        pieces = self.split(standard * self.scale + self.mean)
         maps = {site_map.name: site_map for site_map in self.maps}
 
         def value_of(site: Mapping) -> Array | None:
@@ -158,21 +169,33 @@ class UnconstrainLatents(Bijection):
             for site_map in self.maps
         ]
 
-    def _unconstrain(self, data: Data) -> tuple[Array, Array]:
+    def _unconstrain(self, data: Data) -> tuple[Array, dict[str, Array]]:
+        """The vector before it is standardized, and the log-determinants of the sites."""
         values = {name: data[name] for name in self.names} | self._context(data)
         trace = self.simulator.trace(random.key(0), values)
         with numpyro.validation_enabled(False):  # values may be missing, or left a support
-            pairs = [m.forward(trace[m.name]["fn"], trace[m.name]["value"]) for m in self.maps]
-        vector = jnp.concatenate([jnp.ravel(z) for z, _ in pairs])
-        return vector, reduce(add, (log_det for _, log_det in pairs))
+            pairs = {
+                m.name: m.forward(trace[m.name]["fn"], trace[m.name]["value"]) for m in self.maps
+            }
+        vector = jnp.concatenate([jnp.ravel(z) for z, _ in pairs.values()])
+        return vector, {name: log_det for name, (_, log_det) in pairs.items()}
 
-    def _split(self, vector: Array) -> dict[str, Array]:
+    def split(self, vector: Array) -> dict[str, Array]:
+        """The numbers of each site, of its unconstrained shape.
+
+        :param vector: shape ``(size,)``.
+        """
         sizes = [int(np.prod(site_map.shape)) for site_map in self.maps]
         parts = jnp.split(vector, np.cumsum(sizes)[:-1])
         return {
             site_map.name: part.reshape(site_map.shape)
             for site_map, part in zip(self.maps, parts, strict=True)
         }
+
+
+def _summed(terms: Array, batch_ndim: int) -> Array:
+    """Sum over the axes of the event."""
+    return jnp.sum(terms, axis=tuple(range(batch_ndim, jnp.ndim(terms))))
 
 
 def _at_index(value: Array, site: Mapping) -> Array:

@@ -32,6 +32,7 @@ from numpyro_amortized.approximators.inputs import (
     training_inputs,
 )
 from numpyro_amortized.approximators.memberwise import memberwise
+from numpyro_amortized.approximators.self_consistency import SelfConsistency
 from numpyro_amortized.approximators.sources import (
     Source,
     as_source,
@@ -128,6 +129,7 @@ class Approximator(ABC):
         validation: Mapping[str, Array] | int | None = None,
         optimizer: optax.GradientTransformation | None = None,
         rejuvenation: int | None = None,
+        self_consistency: SelfConsistency | None = None,
         workers: int | None = None,
         checkpoint_dir: str | PathLike[str] | None = None,
         progress_bar: bool = True,
@@ -152,6 +154,8 @@ class Approximator(ABC):
             before every epoch over a bank, 0 for none; by default as many as pay where the
             model's density is known. The moves need no simulations, and leave the bank's
             distribution as it is.
+        :param self_consistency: a further loss, by which the model's density teaches the networks,
+            on simulations and on unlabelled data; by default none.
         :param workers: number of worker processes, where the simulator runs on the host.
         :param checkpoint_dir: a directory for this run alone, in which it is kept at the ends of
             epochs. Called again with the same arguments after a crash, ``fit`` goes on where it
@@ -170,9 +174,11 @@ class Approximator(ABC):
         _check_options(
             validation, rejuvenation, epochs=epochs, num_batches=num_batches, batch_size=batch_size
         )
+        penalty = None if self_consistency is None else self_consistency.penalty(self)
+        recipe = self._recipe if penalty is None else self._recipe.keeping_given()
         inputs, kept, dropped = training_inputs(
             split_key,
-            self._recipe,
+            recipe,
             dataset,
             validation=validation,
             num_moves=rejuvenation,
@@ -190,7 +196,11 @@ class Approximator(ABC):
             if self.adapter.observations is not None:
                 rng_key, member_key = random.split(rng_key)
                 batch = some_members(member_key, batch)
-            return self._regularized_loss(nnx.merge(graphdef, params, *rest), rng_key, batch)
+            modules = nnx.merge(graphdef, params, *rest)
+            losses = self._regularized_loss(modules, rng_key, batch)
+            if penalty is None:
+                return losses
+            return losses + penalty(modules, random.fold_in(rng_key, 1), batch)
 
         def install(params: nnx.State) -> None:
             nnx.update(modules, params)
@@ -206,7 +216,7 @@ class Approximator(ABC):
             epochs=epochs,
             num_batches=num_batches,
             batch_size=batch_size,
-            validation=held_out(validation_key, self._recipe, kept, workers),
+            validation=held_out(validation_key, recipe, kept, workers),
             progress_bar=progress_bar,
             checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
             keep=install,

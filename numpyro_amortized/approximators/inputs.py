@@ -57,6 +57,11 @@ class Recipe(NamedTuple):
         axes = {name: observations.axes.get(name) for name in self.needed}
         return jax.vmap(self.adapter.forward, in_axes=(axes,))(values)
 
+    def keeping_given(self) -> "Recipe":
+        """The same, with what inference conditions on kept as it is."""
+        given = [s.name for s in self.sites.values() if s.is_given]
+        return self._replace(kept=tuple(dict.fromkeys((*self.kept, *given))))
+
     def checked(self, bank: Bank, argument: str) -> OfflineDataset:
         """A bank of the sites that the networks see, and of others that the model has.
 

@@ -197,6 +197,39 @@ class Hierarchical(DensityNetwork):
         rows, log_probs = draw
         return jnp.moveaxis(rows, 0, -2), log_probs
 
+    def transport(self, base: Array, context: Array) -> tuple[Array, Array]:
+        """Carry draws of the standard normal to the variables, where both networks are flows.
+
+        :param base: shape ``(*batch, size)``.
+        :param context: shape ``(*batch, condition_size)``, batch axes broadcast.
+        :return: draws, shape ``(*batch, size)``, and their log densities ``(*batch,)``.
+        """
+        shared, groups, there = self._split(context)
+        own, rows = self._split_variables(base)
+        own, log_prob = self.globals.transport(own, shared)
+
+        def of_groups(rows: Array, groups: Array, rng_keys: Array) -> tuple[Array, Array]:
+            return self.locals.transport(rows, _joined(own, groups))
+
+        carried = _over_groups(of_groups, rows, groups, prod(own.shape[:-1]), random.key(0))
+        flat = jnp.moveaxis(carried[0], 0, -2).reshape(*own.shape[:-1], -1)
+        return jnp.concatenate([own, flat], axis=-1), log_prob + _total(carried[1], there)
+
+    def global_context(self, context: Array) -> Array:
+        """What the globals are conditioned on, shape ``(*batch, shared_size)``."""
+        return self._split(context)[0]
+
+    def local_context(self, own: Array, context: Array, index: Array) -> Array:
+        """What the variables of some groups are conditioned on.
+
+        :param own: global variables, shape ``(*batch, num_globals)``.
+        :param context: shape ``(*batch, condition_size)``; batch axes broadcast.
+        :param index: of the groups, shape ``(num,)``.
+        :return: shape ``(num, *batch, size)``.
+        """
+        groups = jnp.moveaxis(self._split(context)[1], -2, 0)
+        return _joined(own, groups[index])
+
     def _split(self, context: Array) -> tuple[Array, Array, Array]:
         """Context of the globals, of each group but for the globals, and which groups are there."""
         shared, flat = jnp.split(context, [self.shared_size], axis=-1)

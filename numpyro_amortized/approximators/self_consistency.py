@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training loss that asks the model's own density, and needs no latents."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array, lax, random
+from jax.typing import ArrayLike
+
+from numpyro_amortized.approximators.conditions import check_positive
+from numpyro_amortized.approximators.vector_density import VectorDensity
+from numpyro_amortized.datasets import Batch
+
+if TYPE_CHECKING:
+    from numpyro_amortized.approximators.base import Approximator
+    from numpyro_amortized.approximators.density import DensityApproximator
+
+__all__ = ["SelfConsistency"]
+
+Penalty = Callable[[nnx.Dict, Array, Batch], Array]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SelfConsistency:
+    """Bayes' rule as a loss, for ``fit(self_consistency=...)`` [1].
+
+    Where the posterior is exact, ``log p(latents) + log p(data | latents) - log q(latents | data)``
+    is the same for all latents: the log evidence of the data. The loss is its variance over draws
+    of ``q`` as it is, which are held fixed. It needs data without their latents: those of
+    simulations, and real ones, also far from what the model simulates [2].
+
+    The variance is large and misleading as long as posteriors are far off. Train without it first,
+    then go on with it.
+
+    :param weight: factor of the loss.
+    :param num_samples: draws of each posterior.
+    :param num_datasets: data sets of a step, simulated ones and as many of ``data``. They cost
+        ``num_samples`` densities of the network and of the model each.
+    :param data: unlabelled data sets, values of the observed sites with a leading axis.
+    :raises ValueError: where a number is not positive, or there are less than two draws.
+
+    **References**
+
+    1. *Leveraging self-consistency for data-efficient amortized Bayesian inference*, Schmitt,
+       Ivanova, Habermann, Köthe, Bürkner and Radev (2024).
+    2. *Robust amortized Bayesian inference with self-consistency losses on unlabeled data*, Mishra,
+       Habermann, Schmitt, Radev and Bürkner (2025).
+
+    **Example**
+
+    .. doctest::
+
+        >>> import numpyro, numpyro.distributions as dist
+        >>> from jax import numpy as jnp, random
+        >>> import numpyro_amortized as npa
+        >>> def model(y):
+        ...     mu = numpyro.sample("mu", dist.Normal(0, 1))
+        ...     with numpyro.plate("N", 5):
+        ...         numpyro.sample("y", dist.Normal(mu, 1), obs=y)
+        >>> approximator = npa.amortize(model, jnp.zeros(5))
+        >>> run = {"epochs": 1, "num_batches": 2, "progress_bar": False}
+        >>> history = approximator.fit(random.key(0), **run)
+        >>> unlabelled = npa.SelfConsistency(data={"y": jnp.full((20, 5), 4.0)})
+        >>> history = approximator.fit(random.key(1), self_consistency=unlabelled, **run)
+    """
+
+    weight: float = 1.0
+    num_samples: int = 16
+    num_datasets: int = 32
+    data: Mapping[str, ArrayLike] | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(num_samples=self.num_samples, num_datasets=self.num_datasets)
+        if self.num_samples < 2:
+            raise ValueError(
+                f"num_samples: expected at least 2, of which there is a variance, got "
+                f"{self.num_samples}."
+            )
+        if not (np.isfinite(self.weight) and self.weight > 0):
+            raise ValueError(f"weight: expected a positive number, got {self.weight!r}.")
+
+    def penalty(self, approximator: "Approximator") -> Penalty:
+        """The loss of networks, a key and network inputs that hold ``site_values``.
+
+        :param approximator: whose networks are trained.
+        :raises TypeError: where it has no density, or is none of a model.
+        :raises ValueError: where the model's density is not known, with the site and the reason,
+            or data do not fit.
+        """
+        density = _density(approximator)
+        data = None if self.data is None else _batch(density.approximator, self.data)
+
+        def penalty(modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
+            simulated_key, choice_key, real_key = random.split(rng_key, 3)
+            kept: Any = inputs["site_values"]
+            names = _given(density.approximator)
+            simulated = {name: kept[name][: self.num_datasets] for name in names}
+            loss = self._mean_variance(density, modules, simulated_key, simulated)
+            if data is not None:
+                length = len(next(iter(data.values())))
+                rows = random.permutation(choice_key, length)[: self.num_datasets]
+                chosen = {name: x[rows] for name, x in data.items()}
+                loss += self._mean_variance(density, modules, real_key, chosen)
+            return self.weight * loss
+
+        return penalty
+
+    def _mean_variance(
+        self, density: VectorDensity, modules: nnx.Dict, rng_key: Array, given: Batch
+    ) -> Array:
+        """Over data sets, the mean variance over draws of log joint density less log posterior."""
+        network = density.approximator.density(modules)
+        context = density.approximator.context(modules, given)
+        repeated = jnp.broadcast_to(context, (self.num_samples, *context.shape))
+        vectors = lax.stop_gradient(network.sample(rng_key, repeated))
+        each = jax.vmap(jax.vmap(density), in_axes=(0, None, None))
+        log_p = lax.stop_gradient(each(vectors, given, given))
+        return jnp.mean(_variance(log_p, network.log_prob(vectors, context)))
+
+
+def _variance(log_p: Array, log_q: Array) -> Array:
+    """Of the difference over the first axis; without draws at which the model has no density."""
+    there = jnp.isfinite(log_p)
+    difference = jnp.where(there, log_p, 0) - log_q
+    count = there.sum(0)
+    mean = jnp.sum(jnp.where(there, difference, 0), 0) / jnp.maximum(count, 1)
+    squares = jnp.where(there, (difference - mean) ** 2, 0)
+    return squares.sum(0) / jnp.maximum(count - 1, 1)
+
+
+def _density(approximator: "Approximator") -> VectorDensity:
+    """The joint density of an approximator's model.
+
+    :raises TypeError: where it has no density, or is none of a model.
+    :raises ValueError: where the density is not known.
+    """
+    from numpyro_amortized.approximators.density import DensityApproximator
+
+    if not isinstance(approximator, DensityApproximator):
+        raise TypeError(
+            "self_consistency: expected an approximator with a posterior density, got "
+            f"{type(approximator).__name__}."
+        )
+    if approximator.adapter.observations is not None:
+        raise ValueError(
+            "self_consistency: expected an approximator of a posterior, got one of a likelihood."
+        )
+    if approximator.predictive is None:
+        raise TypeError(
+            "self_consistency: expected an approximator of a NumPyro model, whose density is "
+            f"known, got one of {type(approximator.source).__name__}."
+        )
+    if (varying := approximator.varying_size) is not None:
+        raise ValueError(
+            f"self_consistency: expected data of one size, but '{varying.name}' varies from "
+            f"{varying.low} to {varying.high}, and densities are those of one size."
+        )
+    may_be_missing = approximator.adapter.may_be_missing
+    if missing := [name for name in _given(approximator) if name in may_be_missing]:
+        raise ValueError(
+            f"self_consistency: expected data that are complete, but values of {missing} may be "
+            "missing, and the model's density at missing values is not known."
+        )
+    return VectorDensity(approximator, approximator.predictive)
+
+
+def _batch(approximator: "DensityApproximator", data: Mapping[str, ArrayLike]) -> Batch:
+    checked = approximator.check_conditions(data)
+    if not checked.is_batch:
+        raise ValueError(
+            "self_consistency: expected data sets with a leading axis, got a single one. Add the "
+            "axis: {name: value[None] for name, value in data.items()}."
+        )
+    return checked.values
+
+
+def _given(approximator: "DensityApproximator") -> list[str]:
+    """Names of observed sites and context."""
+    return [site.name for site in approximator.sites.values() if site.is_given]
