@@ -12,6 +12,7 @@ from jax import Array, lax, random
 
 from numpyro_amortized.initializers import host_generator
 from numpyro_amortized.rejuvenation import Chains, Rejuvenation
+from numpyro_amortized.sharding import split_rows
 from numpyro_amortized.simulators.base import TraceableSimulator
 
 Batch = dict[str, Array]
@@ -65,7 +66,8 @@ class OnlineDataset(Dataset):
             values = self.simulator.simulate(rng_key)
             return values if self._function is None else self._function(values)
 
-        return jax.vmap(draw)(random.split(random.fold_in(epoch, step), batch_size))
+        keys = split_rows(random.split(random.fold_in(epoch, step), batch_size))
+        return jax.vmap(draw)(keys)
 
     def head(self, num_simulations: int) -> Batch:
         return mapped(self._function, self.simulator.sample(random.key(0), num_simulations))
@@ -165,7 +167,7 @@ class RejuvenatedDataset(Dataset):
 
     def start(self, rng_key: Array, arrays: Chains) -> tuple[Chains, Any]:
         order_key, move_key = random.split(rng_key)
-        chains = self._rejuvenation.move(move_key, arrays, self.num_moves)
+        chains = self._rejuvenation.move(move_key, split_rows(arrays), self.num_moves)
         inputs = mapped(self._function, self._rejuvenation.values(chains))
         return chains, (random.permutation(order_key, len(self)), inputs)
 
