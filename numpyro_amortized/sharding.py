@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax, random
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 __all__ = ["localize", "map_shares", "on_shares", "replicate", "replicated", "split_rows"]
@@ -29,7 +29,7 @@ def replicated() -> NamedSharding | None:
 def replicate[T](tree: T) -> T:
     """Copies on every device of the training, of arrays that all processes have."""
     sharding = replicated()
-    return tree if sharding is None else jax.device_put(tree, sharding)
+    return tree if sharding is None else jax.tree.map(partial(_put, sharding), tree)
 
 
 def localize[T](tree: T) -> T:
@@ -73,6 +73,13 @@ def map_shares[T](function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
     # rows are independent: what a share replicates need not be proved equal between devices
     apart = partial(jax.shard_map, mesh=mesh, out_specs=_ROWS, check_vma=False)
     return apart(function, in_specs=(_ROWS,) * len(arguments))(*arguments)
+
+
+def _put(sharding: NamedSharding, x: Any) -> Array:
+    if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.device_put(x, sharding)
+    data = jax.device_put(random.key_data(x), sharding)  # keys cannot be put on other processes
+    return random.wrap_key_data(data, impl=random.key_impl(x))
 
 
 def _mesh(available: Callable[..., list[jax.Device]]) -> Mesh | None:
