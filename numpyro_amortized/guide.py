@@ -18,6 +18,7 @@ from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.util import unconstrain_fn
 
 from numpyro_amortized.approximators.conditions import given_names
+from numpyro_amortized.approximators.density import with_density
 from numpyro_amortized.distributions import AmortizedPosterior
 from numpyro_amortized.simulators.arguments import model_signature
 from numpyro_amortized.simulators.base import typed_key
@@ -53,7 +54,8 @@ class AmortizedGuide(AutoGuide):
         needed where the guide is called without data.
     :param trainable: which variables of the networks SVI tunes, a filter of Flax NNX, such as
         ``nnx.All(nnx.Param, nnx.PathContains("inference_network"))``; ``False`` freezes all.
-    :raises RuntimeError: where the approximator is not trained.
+    :raises TypeError: where the approximator has no density.
+    :raises RuntimeError: where it is not trained.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class AmortizedGuide(AutoGuide):
         trainable: Any = nnx.Param,
     ) -> None:
         super().__init__(model, prefix=prefix)
-        self.approximator = approximator
+        self.approximator = with_density(approximator)
         self.observed = None if observed is None else dict(observed)
         if self.observed is not None:
             self._one_data_set(self.observed)

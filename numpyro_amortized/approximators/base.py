@@ -72,6 +72,11 @@ class Approximator(ABC):
         members: Mapping[str, "Approximator"] = MappingProxyType({}),
     ) -> None:
         self.source = as_source(source)
+        if not isinstance(adapter, Adapter | None):
+            raise TypeError(
+                f"adapter: expected an Adapter, got {type(adapter).__name__}: make one by "
+                "Adapter.for_posterior(simulator), or by Adapter() and its steps."
+            )
         if adapter is None:
             adapter = _default_adapter(self.source)
         self.adapter = bound_adapter(self.source, adapter)
@@ -170,6 +175,7 @@ class Approximator(ABC):
         _check_options(
             validation, rejuvenation, epochs=epochs, num_batches=num_batches, batch_size=batch_size
         )
+        _check_optimizer(optimizer)
         inputs, kept, dropped = training_inputs(
             split_key,
             self._recipe,
@@ -370,6 +376,14 @@ def _check_options(
             continue
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
             raise ValueError(f"{name}: expected an integer of at least 0, got {count!r}.")
+
+
+def _check_optimizer(optimizer: object) -> None:
+    if not isinstance(optimizer, optax.GradientTransformation | None):
+        got = getattr(optimizer, "__name__", repr(optimizer))
+        raise TypeError(
+            f"optimizer: expected an Optax optimizer, such as optax.adam(1e-3), got {got}."
+        )
 
 
 def _default_num_batches(inputs: Dataset, batch_size: int) -> int:
