@@ -28,7 +28,7 @@ BATCH_SIZE = 32
 OPTIONS = {"epochs": 2, "num_batches": 3, "progress_bar": False}
 
 
-def minimize():
+def minimize(directory):
     """One parameter by the training loop, and a function mapped over rows."""
     shares = Shares()
 
@@ -58,36 +58,48 @@ def minimize():
     }
 
 
-def train_and_sample():
-    """Two trainings, online and over a bank whose latents move, and draws."""
+def train_and_sample(directory):
+    """Two trainings, online and over a bank whose latents move; a resumed one, and draws."""
     shares = Shares()
 
     def regularizer(summaries):
         shares.record(summaries)
         return (summaries**2).mean()
 
-    approximator = npa.ContinuousApproximator(
-        npa.ModelSimulator(models.normal_mean, np.zeros(4)),
-        inference_network=AFFINE,
-        summary_network=SETS,
-        summary_regularizer=regularizer,
-    )
+    def untrained():
+        return npa.ContinuousApproximator(
+            npa.ModelSimulator(models.normal_mean, np.zeros(4)),
+            inference_network=AFFINE,
+            summary_network=SETS,
+            summary_regularizer=regularizer,
+        )
+
+    approximator, other = untrained(), untrained()
     bank = jax.tree.map(np.asarray, approximator.source.sample(random.key(9), NUM_BANK))
     options = OPTIONS | {"validation": NUM_VALIDATION}
-    online = approximator.fit(random.key(0), batch_size=BATCH_SIZE, **options)
+    run = options | {"batch_size": BATCH_SIZE, "checkpoint_dir": directory}
+    online = approximator.fit(random.key(0), **run)
+    other.fit(random.key(0), **run)
+    same = [
+        (x == y).all() for x, y in zip(parameters(approximator), parameters(other), strict=True)
+    ]
     rows = shares.rows
     offline = approximator.fit(random.key(1), batch_size=30, dataset=bank, **options)
     y = np.linspace(-1, 1, 4 * NUM_DATASETS).reshape(NUM_DATASETS, 4)
     some = approximator.sample(random.key(3), 5, {"y": y[:8]})["mu"]
-    parameters = jax.tree.leaves(nnx.state(approximator.networks, nnx.Param))
     return {
         "losses": np.concatenate([online.loss, offline.loss]),
         "validation_losses": np.concatenate([online.validation_loss, offline.validation_loss]),
-        "parameters": np.concatenate([np.ravel(x) for x in parameters]),
+        "parameters": np.concatenate([np.ravel(x) for x in parameters(approximator)]),
         "draws": np.asarray(approximator.sample(random.key(2), 5, {"y": y})["mu"]),
         "rows": rows,
         "datasets": [len(x.data) for x in some.addressable_shards],
+        "resumed": all(same),
     }
+
+
+def parameters(approximator):
+    return jax.tree.leaves(nnx.state(approximator.networks, nnx.Param))
 
 
 class Shares:
@@ -106,15 +118,16 @@ class Shares:
 
 def main(kind, directory, address=None, process=None):
     jax.config.update("jax_disable_most_optimizations", True)
+    directory = Path(directory)
     results = {"minimize": minimize, "train": train_and_sample}[kind]
     if address is not None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, 2, int(process))
-        np.savez(Path(directory) / f"process_{process}.npz", **results())
+        np.savez(directory / f"process_{process}.npz", **results(directory / "run"))
         return
-    np.savez(Path(directory) / "all.npz", **results())
+    np.savez(directory / "all.npz", **results(directory / "all"))
     with jax.default_device(jax.devices()[0]):
-        np.savez(Path(directory) / "one.npz", **results())
+        np.savez(directory / "one.npz", **results(directory / "one"))
 
 
 if __name__ == "__main__":

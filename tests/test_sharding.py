@@ -5,11 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import random
 
 from numpyro_amortized import sharding
 
@@ -35,6 +38,7 @@ def test_eight_devices_compute_what_one_does(kind, tmp_path):
     assert set(everywhere["rows"]) == {4} and set(alone["rows"]) == {32}
     assert len(everywhere["datasets"]) == 8 and len(set(everywhere["datasets"])) == 1
     assert len(alone["datasets"]) == 1
+    assert everywhere.get("resumed", True) and alone.get("resumed", True)
 
 
 def test_one_device_is_left_as_it_is():
@@ -43,6 +47,15 @@ def test_one_device_is_left_as_it_is():
         for function in (sharding.replicate, sharding.localize, sharding.split_rows):
             assert function(rows) is rows
         assert sharding.replicated() is None
+
+
+def test_threads_sample_from_one_approximator(normal_mean):
+    y, keys = np.linspace(-1, 1, 10), random.split(random.key(0), 8)
+    draw = partial(normal_mean.sample, num_samples=3, conditions={"y": y})
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(draw, keys))
+    for key, draws in zip(keys, together, strict=True):
+        np.testing.assert_array_equal(draws["mu"], draw(key)["mu"])
 
 
 @pytest.mark.verify
@@ -58,5 +71,6 @@ def test_two_processes_train_as_one(tmp_path):
     for number in range(2):
         results = np.load(tmp_path / f"process_{number}.npz")
         compare(results, one)
+        assert results["resumed"]
         assert set(results["rows"]) == {8}  # four devices in two processes
         assert len(results["datasets"]) == 2  # each one samples with its own
