@@ -49,11 +49,17 @@ class OnlineDataset(Dataset):
     """Simulates every batch anew, inside the loop.
 
     :param simulator: a traceable simulator.
+    :raises TypeError: for anything else.
     """
 
     def __init__(
         self, simulator: TraceableSimulator, _function: Callable[[Batch], Batch] | None = None
     ) -> None:
+        if not isinstance(simulator, TraceableSimulator):
+            raise TypeError(
+                "OnlineDataset: expected a simulator that JAX can trace, got "
+                f"{type(simulator).__name__}. One that runs on the host goes into a HostDataset."
+            )
         self.simulator = simulator
         self.arrays: Batch = {}
         self._function = _function
@@ -81,10 +87,16 @@ class OfflineDataset(Dataset):
     """A bank of simulations, held on the device and shuffled there in every epoch.
 
     :param bank: arrays with a common leading axis of simulations.
+    :raises TypeError: where it is no mapping.
     :raises ValueError: where the leading axes differ, or the bank is empty.
     """
 
     def __init__(self, bank: Mapping[str, Array | np.ndarray]) -> None:
+        if not isinstance(bank, Mapping):
+            raise TypeError(
+                "OfflineDataset: expected a mapping of site names to arrays, got "
+                f"{type(bank).__name__}."
+            )
         lengths = {
             jax.tree_util.keystr(path, simple=True, separator="/"): (*np.shape(value), None)[0]
             for path, value in jax.tree.leaves_with_path(dict(bank), _is_array)

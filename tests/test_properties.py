@@ -21,9 +21,11 @@ from tests.conftest import AFFINE
 from tests.random_models import FAULTS, Spec, specs
 
 DOCS = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
-LISTED = re.findall(r"^\| .* \| `(.*)` \|", DOCS.partition("## What is refused")[2], re.MULTILINE)
+LISTED = re.findall(
+    r"^\| [^|]* \| `([^`]*)` \|", DOCS.partition("## What is refused")[2], re.MULTILINE
+)
 QUICK = settings(
-    max_examples=3,
+    max_examples=2,
     deadline=None,
     derandomize=True,
     database=None,
@@ -103,12 +105,10 @@ def check_training(spec, approximator, draws):
     assert np.isfinite(history.loss).all() and np.isfinite(history.validation_loss).all()
     sites, names = approximator.sites, approximator.inferred_sites
     observed = {name: draws[name] for name in spec.data}
-    posterior = approximator.sample(random.key(2), 2, observed)
-    for name in names:
-        assert posterior[name].shape == (8, 2, *sites[name].shape)
-        assert posterior[name].dtype == draws[name].dtype
     log_prob = approximator.log_prob({name: draws[name] for name in names} | observed)
-    assert jnp.isfinite(log_prob).all()
-    given = {name: value.tolist() for name, value in spec.data.items()}
-    assert set(approximator.sample(random.key(3), 2, spec.data)) == set(posterior)
-    approximator.sample(random.key(3), 2, given)
+    assert log_prob.shape == (8,) and jnp.isfinite(log_prob).all()
+    for data in (spec.data, {name: value.tolist() for name, value in spec.data.items()}):
+        posterior = approximator.sample(random.key(2), 2, data)
+        for name in names:
+            assert posterior[name].shape == (2, *sites[name].shape)
+            assert posterior[name].dtype == draws[name].dtype

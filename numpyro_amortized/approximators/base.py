@@ -36,6 +36,7 @@ from numpyro_amortized.approximators.sources import (
     Source,
     as_source,
     bound_adapter,
+    check_target,
     source_sites,
 )
 from numpyro_amortized.approximators.summaries import SummarySpec, describe_summary, summary_spec
@@ -313,7 +314,9 @@ class Approximator(ABC):
     def _row(self) -> Batch:
         """Shapes of one row of network inputs."""
         row = {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in self.sites.items()}
-        return jax.eval_shape(self.adapter.forward, row)
+        inputs = jax.eval_shape(self.adapter.forward, row)
+        check_target(inputs, self._target)
+        return inputs
 
     @property
     def varying_size(self) -> VaryingSize | None:
@@ -372,10 +375,11 @@ def _check_options(
     check_positive(**{name: size for name, size in sizes.items() if size is not None})
     counts = {"validation": validation, "rejuvenation": rejuvenation}
     for name, count in counts.items():
+        what = "a bank or an integer" if name == "validation" else "an integer"
         if count is None or (name == "validation" and isinstance(count, Mapping)):
             continue
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
-            raise ValueError(f"{name}: expected an integer of at least 0, got {count!r}.")
+            raise ValueError(f"{name}: expected {what} of at least 0, got {count!r}.")
 
 
 def _check_optimizer(optimizer: object) -> None:
