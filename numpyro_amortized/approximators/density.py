@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpyro_amortized.distributions import AmortizedPosterior
 
-__all__ = ["DensityApproximator", "SingleDensityApproximator", "rows_in_cache"]
+__all__ = ["DensityApproximator", "SingleDensityApproximator", "rows_in_cache", "with_density"]
 
 
 class DensityApproximator(LatentApproximator):
@@ -250,6 +250,18 @@ class SingleDensityApproximator(DensityApproximator):
             return self.sites_at_vectors(vectors, observed)
 
         return jax.jit(sample, static_argnums=(0, 2))
+
+
+def with_density(approximator: DensityApproximator) -> DensityApproximator:
+    """
+    :raises TypeError: where it is no approximator with a density.
+    """
+    if not isinstance(approximator, DensityApproximator):
+        raise TypeError(
+            "approximator: expected one that has a density and draws from it, such as a "
+            f"ContinuousApproximator, got {type(approximator).__name__}."
+        )
+    return approximator
 
 
 def rows_in_cache() -> int:

@@ -119,8 +119,11 @@ class CouplingFlow(DensityNetwork):
         activation: Callable[[Array], Array] = swish,
         rngs: nnx.Rngs,
     ) -> None:
-        if size < 1:
-            raise ValueError(f"CouplingFlow: expected size >= 1, got {size}.")
+        if min(size, depth, *widths, len(widths)) < 1:
+            raise ValueError(
+                "CouplingFlow: expected size >= 1, depth >= 1 and at least one hidden layer of "
+                f"width >= 1, got size={size}, depth={depth}, widths={tuple(widths)}."
+            )
         self.size = size
         self.condition_size = condition_size
 
