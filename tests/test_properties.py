@@ -100,9 +100,9 @@ def check_round_trip(approximator, draws):
 
 def check_training(spec, approximator, draws):
     """A step, and draws and densities of the simulations and of the data as they were given."""
-    options = {"epochs": 1, "num_batches": 1, "batch_size": 8, "validation": 8}
+    options = {"epochs": 1, "num_batches": 1, "batch_size": 8, "validation": 0}
     history = approximator.fit(random.key(1), progress_bar=False, **options)
-    assert np.isfinite(history.loss).all() and np.isfinite(history.validation_loss).all()
+    assert np.isfinite(history.loss).all()
     sites, names = approximator.sites, approximator.inferred_sites
     observed = {name: draws[name] for name in spec.data}
     log_prob = approximator.log_prob({name: draws[name] for name in names} | observed)
