@@ -4,7 +4,7 @@
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST_ARGS ?= -n 2 --dist loadgroup
+PYTEST_ARGS ?= -n 2
 PYTHONS := $(strip $(PYTHON) python3 python3.14 python3.13 python3.12 $(wildcard $(HOME)/.pyenv/versions/*/bin/python3))
 # Each one is run, not only looked up: a pyenv shim may exist and fail, Debian may lack ensurepip.
 USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))

@@ -2,11 +2,13 @@
 """Approximators that are trained once and shared by the tests."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import jax
 import jax.monitoring
@@ -22,7 +24,9 @@ FLOW = partial(CouplingFlow, depth=2, widths=(32, 32), transform=Spline(bins=8))
 AFFINE = partial(CouplingFlow, depth=1, widths=(16,), transform=Affine())
 SETS = partial(DeepSet, summary_size=8, widths=(32,), embedding_size=16)
 _COMPILATIONS: list[str] = []
-_TRAINED = {"normal_mean", "regression", "hierarchy", "constrained"}
+_TRAINED = re.compile(
+    r"def \w+\(.*\b(normal_mean|regression|hierarchy|constrained)\b.*\):|getfixturevalue"
+)
 _MAPS = Path("/proc/self/maps")
 
 
@@ -44,13 +48,22 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``--dist loadgroup``: a file stays together, and so do all that share a training."""
-    trained = {item.path for item in items if _TRAINED & set(item.fixturenames)}
-    for item in items:
-        group = "trained" if item.path in trained else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several workers a file stays together, and so do all files that share a training."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return scope(config.rootpath / nodeid.partition("::")[0])
+
+    return Scheduling(config, log)
+
+
+@cache
+def scope(path: Path) -> str:
+    """What the tests of a file are run with, in one process."""
+    return "trained" if _TRAINED.search(path.read_text()) else str(path)
 
 
 @pytest.fixture(scope="module", autouse=True)
