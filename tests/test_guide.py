@@ -223,6 +223,7 @@ def test_a_subsampled_plate_stands_for_all_groups(groups):
     np.testing.assert_allclose(np.mean([x for x, _ in each]), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.verify
 def test_tuning_by_minibatches(groups):
     guide = npa.AmortizedGuide(models.group_means, groups, observed={"y": GROUPS})
     svi = SVI(models.group_means, guide, optax.adam(1e-3), Trace_ELBO())

@@ -29,12 +29,14 @@ def make_network(network: NetworkSpec, rngs: nnx.Rngs, **sizes: Any) -> nnx.Modu
 
     :raises TypeError: where it is none of these.
     """
+    if isinstance(network, nnx.Module):
+        return network
     if not callable(network):
         raise TypeError(
             "expected a network: a class such as networks.CouplingFlow, a functools.partial of "
             f"one, or a ready module, got {network!r}."
         )
-    return network if isinstance(network, nnx.Module) else network(**sizes, rngs=rngs)
+    return network(**sizes, rngs=rngs)
 
 
 def build_summary(

@@ -106,6 +106,7 @@ def test_draws_without_a_density_are_left_out():
     assert value == 2 and np.isfinite(slope).all()
 
 
+@pytest.mark.verify
 def test_a_fit_on_a_bank_with_unlabelled_data(approximate):
     approximator = approximate(models.regression, models.DESIGN, np.zeros(6))
     bank = approximator.source.sample(random.key(0), 64)
@@ -140,7 +141,7 @@ def test_what_is_refused(exact):
     adapter = npa.Adapter().concatenate(["x"], into="inference_variables")
     adapter = adapter.concatenate(["y"], into="inference_conditions")
     black_box = npa.ContinuousApproximator(simulator, adapter=adapter)
-    with pytest.raises(TypeError, match=r"NumPyro model.*got one of LambdaSimulator"):
+    with pytest.raises(TypeError, match=r"NumPyro model.*got one of JaxSimulator"):
         black_box.fit(random.key(0), self_consistency=spec)
     ratio = npa.RatioApproximator(approximator.source)
     with pytest.raises(TypeError, match="posterior density, got RatioApproximator"):
