@@ -12,7 +12,7 @@ USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))
 help:
 	@echo "make quickstart  install into $(VENV) and run examples/quickstart.py"
 	@echo "make test        run the tests; PYTEST_ARGS=... passes options to pytest"
-	@echo "make verify      run the long statistical checks"
+	@echo "make verify      run the long statistical checks; verify.xml has the results and the commit"
 	@echo "make lint        ruff check and ruff format --check"
 	@echo "make types       mypy on the package"
 	@echo "make docs        build docs/_build/index.html"
@@ -26,7 +26,8 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 verify: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m verify $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m verify $(PYTEST_ARGS) --junitxml verify.xml \
+	  -o junit_suite_name="$$(git describe --always --dirty --abbrev=40)"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check
