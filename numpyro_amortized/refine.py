@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
@@ -15,6 +14,7 @@ from jax.typing import ArrayLike
 from numpyro_amortized.approximators.conditions import check_positive
 from numpyro_amortized.approximators.density import DensityApproximator, with_density
 from numpyro_amortized.approximators.vector_density import VectorDensity
+from numpyro_amortized.datasets import Batch
 from numpyro_amortized.importance import model_and_data
 from numpyro_amortized.inference_data import Draws, check_chains, describe
 from numpyro_amortized.refinement.chains import Chained, run_chains
@@ -167,9 +167,8 @@ def _stats(weighted: Weighted) -> dict[str, float | int | str]:
     }
 
 
-def _sites(density: VectorDensity, vectors: Array, observed: Mapping[str, Array]) -> dict:
-    """Sites at vectors ``(num_conditions, num_samples, size)``."""
-    return jax.vmap(jax.vmap(density.approximator.sites_at, in_axes=(0, None)))(vectors, observed)
+def _sites(density: VectorDensity, vectors: Array, observed: Batch) -> Batch:
+    return density.approximator.sites_at_vectors(vectors, observed)
 
 
 def _warn_of(stats: list[dict[str, float | int | str]], *, is_batch: bool) -> None:

@@ -333,7 +333,7 @@ class Approximator(ABC):
         for name, member in self._members.items():
             member._install(modules[name])
 
-    def _network(self, name: str, spec: NetworkSpec) -> NetworkSpec:
+    def _network[Spec](self, name: str, spec: Spec) -> Spec | nnx.Module:
         """The trained network; before ``fit``, what it is made from."""
         return spec if self._modules is None else self._modules[name]
 
