@@ -152,9 +152,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"a further hospital, 20 % of {patients:4.0f} died: {share.mean():.3f} expected")
 
     options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / "hierarchical.png"
-    picture(np.asarray(draws["log_odds"]), np.asarray(mcmc.get_samples()["log_odds"]), path)
-    print(f"wrote {path.name}")
+    ours, other = (np.asarray(x["log_odds"]) for x in (draws, mcmc.get_samples()))
+    picture(ours, other, options.output / "hierarchical.png")
+    print(f"wrote hierarchical.png to {options.output}")
 
 
 if __name__ == "__main__":

@@ -88,8 +88,8 @@ class Checkpoints:
         :raises OSError: where it cannot be written, naming the path.
         """
         start = time.monotonic()
-        if start < self._due and not is_last:
-            return
+        if jax.process_index() or (start < self._due and not is_last):
+            return  # where there are several processes, the first one writes for all
         path = self.path / f"epoch_{len(snapshot.seconds):06d}"
         configuration = {"run": dict(self._run), "num_loads": snapshot.num_loads}
         if path.exists():  # damaged, or it would have been resumed from

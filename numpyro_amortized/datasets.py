@@ -12,6 +12,7 @@ from jax import Array, lax, random
 
 from numpyro_amortized.initializers import host_generator
 from numpyro_amortized.rejuvenation import Chains, Rejuvenation
+from numpyro_amortized.sharding import split_rows
 from numpyro_amortized.simulators.base import TraceableSimulator
 
 Batch = dict[str, Array]
@@ -48,11 +49,17 @@ class OnlineDataset(Dataset):
     """Simulates every batch anew, inside the loop.
 
     :param simulator: a traceable simulator.
+    :raises TypeError: for anything else.
     """
 
     def __init__(
         self, simulator: TraceableSimulator, _function: Callable[[Batch], Batch] | None = None
     ) -> None:
+        if not isinstance(simulator, TraceableSimulator):
+            raise TypeError(
+                "OnlineDataset: expected a simulator that JAX can trace, got "
+                f"{type(simulator).__name__}. One that runs on the host goes into a HostDataset."
+            )
         self.simulator = simulator
         self.arrays: Batch = {}
         self._function = _function
@@ -65,7 +72,8 @@ class OnlineDataset(Dataset):
             values = self.simulator.simulate(rng_key)
             return values if self._function is None else self._function(values)
 
-        return jax.vmap(draw)(random.split(random.fold_in(epoch, step), batch_size))
+        keys = split_rows(random.split(random.fold_in(epoch, step), batch_size))
+        return jax.vmap(draw)(keys)
 
     def head(self, num_simulations: int) -> Batch:
         return mapped(self._function, self.simulator.sample(random.key(0), num_simulations))
@@ -79,10 +87,16 @@ class OfflineDataset(Dataset):
     """A bank of simulations, held on the device and shuffled there in every epoch.
 
     :param bank: arrays with a common leading axis of simulations.
+    :raises TypeError: where it is no mapping.
     :raises ValueError: where the leading axes differ, or the bank is empty.
     """
 
     def __init__(self, bank: Mapping[str, Array | np.ndarray]) -> None:
+        if not isinstance(bank, Mapping):
+            raise TypeError(
+                "OfflineDataset: expected a mapping of site names to arrays, got "
+                f"{type(bank).__name__}."
+            )
         lengths = {
             jax.tree_util.keystr(path, simple=True, separator="/"): (*np.shape(value), None)[0]
             for path, value in jax.tree.leaves_with_path(dict(bank), _is_array)
@@ -165,7 +179,7 @@ class RejuvenatedDataset(Dataset):
 
     def start(self, rng_key: Array, arrays: Chains) -> tuple[Chains, Any]:
         order_key, move_key = random.split(rng_key)
-        chains = self._rejuvenation.move(move_key, arrays, self.num_moves)
+        chains = self._rejuvenation.move(move_key, split_rows(arrays), self.num_moves)
         inputs = mapped(self._function, self._rejuvenation.values(chains))
         return chains, (random.permutation(order_key, len(self)), inputs)
 

@@ -13,10 +13,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 __all__ = ["FORMAT", "Content", "DamagedError", "is_saved", "read", "write"]
 
@@ -142,7 +146,7 @@ def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         return
     import orbax.checkpoint as ocp  # it takes long to import
 
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         try:
             checkpointer.save(path, args=ocp.args.PyTreeSave(stored))
         except ValueError as error:  # that is how its storage says that a file system refused
@@ -156,9 +160,21 @@ def _load_arrays(path: Path, layout: Mapping[str, Any]) -> dict[str, np.ndarray]
     wanted = {n: ocp.RestoreArgs(restore_type=np.ndarray) for n, x in arrays.items() if x.size}
     if not wanted:
         return arrays
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         restored = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=wanted))
     return {name: restored.get(name, x) for name, x in arrays.items()}
+
+
+def _checkpointer() -> "ocp.Checkpointer":
+    """One that does not wait for other processes, which need not save or load as well."""
+    import orbax.checkpoint as ocp
+
+    this = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process_{this}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def _dtype(name: str) -> np.dtype:

@@ -20,6 +20,7 @@ from numpyro.infer.autoguide import AutoContinuous, AutoGuide
 
 from numpyro_amortized.adapters.latents import UnconstrainLatents
 from numpyro_amortized.approximators.conditions import given_names
+from numpyro_amortized.approximators.density import with_density
 from numpyro_amortized.distributions import AmortizedPosterior
 from numpyro_amortized.minibatch import sample_minibatch
 from numpyro_amortized.simulators.arguments import model_signature
@@ -68,7 +69,8 @@ class AmortizedGuide(AutoGuide):
         needed where the guide is called without data.
     :param trainable: which variables of the networks SVI tunes, a filter of Flax NNX, such as
         ``nnx.All(nnx.Param, nnx.PathContains("inference_network"))``; ``False`` freezes all.
-    :raises RuntimeError: where the approximator is not trained.
+    :raises TypeError: where the approximator has no density.
+    :raises RuntimeError: where it is not trained.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class AmortizedGuide(AutoGuide):
         while isinstance(model, handlers.block):  # what guides of other sites do not see, this does
             model = model.fn
         self._whole_model = model
-        self.approximator = approximator
+        self.approximator = with_density(approximator)
         self.observed = None if observed is None else dict(observed)
         if self.observed is not None:
             self._one_data_set(self.observed)

@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,10 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
 from numpyro_amortized.approximators.conditions import Conditions, check_num_samples
+from numpyro_amortized.approximators.density import DensityApproximator, with_density
 from numpyro_amortized.approximators.predictive import ModelPredictive
 from numpyro_amortized.pareto import smooth_weights
 from numpyro_amortized.simulators.base import typed_key
-
-if TYPE_CHECKING:
-    from numpyro_amortized.approximators.density import DensityApproximator
 
 __all__ = ["ImportanceResult", "importance_sample", "model_and_data", "systematic_resample"]
 
@@ -57,7 +55,7 @@ class ImportanceResult(NamedTuple):
 
 def importance_sample(
     rng_key: Array,
-    approximator: "DensityApproximator",
+    approximator: DensityApproximator,
     conditions: Mapping[str, ArrayLike],
     num_samples: int = 2000,
 ) -> ImportanceResult:
@@ -75,7 +73,7 @@ def importance_sample(
     :param conditions: values of the observed sites, one data set or a leading axis of them.
     :param num_samples: draws for each data set.
     :return: draws, weights and what they tell.
-    :raises TypeError: where the approximator's source is no model.
+    :raises TypeError: where the approximator has no density, or its source is no model.
     :raises ValueError: where the model's joint density is not known: continuous latents that are
         not inferred, observed sites without a density, discrete ones that cannot be summed out.
     :raises RuntimeError: before ``fit``.
@@ -85,7 +83,7 @@ def importance_sample(
     1. *Pareto smoothed importance sampling*, Vehtari, Simpson, Gelman, Yao and Gabry (2024).
     """
     num_samples = check_num_samples(num_samples)
-    approximator = approximator.for_groups(conditions)
+    approximator = with_density(approximator).for_groups(conditions)
     checked = approximator.check_conditions(conditions)
     predictive, given = model_and_data(approximator, checked)
     joint = predictive.joint
@@ -98,7 +96,7 @@ def importance_sample(
 
 
 def model_and_data(
-    approximator: "DensityApproximator", checked: Conditions
+    approximator: DensityApproximator, checked: Conditions
 ) -> tuple[ModelPredictive, dict[str, Array]]:
     """The model of the data's size, and the data with a leading axis of data sets.
 

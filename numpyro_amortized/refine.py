@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 from jax.typing import ArrayLike
 
 from numpyro_amortized.approximators.conditions import check_positive
+from numpyro_amortized.approximators.density import DensityApproximator, with_density
 from numpyro_amortized.approximators.vector_density import VectorDensity
+from numpyro_amortized.datasets import Batch
 from numpyro_amortized.importance import model_and_data
 from numpyro_amortized.inference_data import Draws, check_chains, describe
 from numpyro_amortized.refinement.chains import Chained, run_chains
@@ -25,8 +26,6 @@ from numpyro_amortized.simulators.base import typed_key
 
 if TYPE_CHECKING:
     import xarray
-
-    from numpyro_amortized.approximators.density import DensityApproximator
 
 __all__ = ["refine"]
 
@@ -45,7 +44,7 @@ class _Refined(NamedTuple):
 
 def refine(
     rng_key: Array,
-    approximator: "DensityApproximator",
+    approximator: DensityApproximator,
     conditions: Mapping[str, ArrayLike],
     *,
     num_samples: int = 2000,
@@ -85,7 +84,7 @@ def refine(
         posterior that draws of the prior find and the networks do not; ``nested_rhat``,
         ``num_divergences`` and ``num_jumps`` of the chains after warm-up, NaN and 0 without;
         ``num_log_densities``, the evaluations.
-    :raises TypeError: where the approximator's source is no model.
+    :raises TypeError: where the approximator has no density, or its source is no model.
     :raises ValueError: where the model's joint density is not known, with the site and the reason,
         or an argument does not fit.
     :raises RuntimeError: before ``fit``.
@@ -99,7 +98,7 @@ def refine(
     num_samples = check_chains(num_samples)
     max_proposals = _MOST_PROPOSALS * num_samples if max_proposals is None else max_proposals
     check_positive(max_proposals=max_proposals, max_rounds=max_rounds)
-    approximator = approximator.for_groups(conditions)
+    approximator = with_density(approximator).for_groups(conditions)
     checked = approximator.check_conditions(conditions)
     predictive, given = model_and_data(approximator, checked)
     density = approximator.vector_density(predictive)
@@ -168,9 +167,8 @@ def _stats(weighted: Weighted) -> dict[str, float | int | str]:
     }
 
 
-def _sites(density: VectorDensity, vectors: Array, observed: Mapping[str, Array]) -> dict:
-    """Sites at vectors ``(num_conditions, num_samples, size)``."""
-    return jax.vmap(jax.vmap(density.approximator.sites_at, in_axes=(0, None)))(vectors, observed)
+def _sites(density: VectorDensity, vectors: Array, observed: Batch) -> Batch:
+    return density.approximator.sites_at_vectors(vectors, observed)
 
 
 def _warn_of(stats: list[dict[str, float | int | str]], *, is_batch: bool) -> None:

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from numpyro_amortized.checkpoints import Checkpoints, Snapshot, changing, describe_run
 from numpyro_amortized.datasets import Batch, Dataset, finite_rows
 from numpyro_amortized.loads import Load, Schedule
+from numpyro_amortized.sharding import localize, replicate, replicated, split_rows
 from numpyro_amortized.streamed import StreamedDataset
 
 Params = Any
@@ -143,11 +144,12 @@ def train(
             _run_load,
             static_argnames=("loss_fn", "dataset", "optimizer", "size"),
             donate_argnames=("state", "arrays"),
+            out_shardings=replicated(),
         ),
         loss_fn=loss_fn,
         dataset=dataset,
         optimizer=optimizer,
-        validation=validation,
+        validation=replicate(validation),
     )
     checkpoints = None
     if checkpoint_dir is not None:
@@ -155,6 +157,8 @@ def train(
         about = describe_run(rng_key, params, carried, dataset, schedule, validation)
         checkpoints = Checkpoints(checkpoint_dir, about)
         progress = _resumed(dataset, progress, checkpoints.resume(carried))
+    state, arrays = replicate((progress.state, progress.arrays))
+    progress = progress._replace(state=state, arrays=arrays)
     schedule = schedule._replace(epochs_done=len(progress.rows))
     learnt = _best(progress)
     try:
@@ -164,7 +168,8 @@ def train(
             ) as bar,
             _loads(rng_key, dataset, schedule) as loads,
         ):
-            for progress in _epochs(run, rng_key, loads, progress, batch_size):  # noqa: B020
+            results = _epochs(run, replicate(rng_key), loads, progress, batch_size)
+            for progress in results:
                 learnt = _best(progress)
                 _check(progress.rows[-1], num_batches, batch_size)
                 _report(bar, progress.rows[-1], num_batches / progress.seconds[-1])
@@ -201,7 +206,7 @@ def _epochs(
             np.int32(load.num_steps),
             load.ends_epoch,
             arrays=arrays,
-            load=load.arrays,
+            load=replicate(load.arrays),
             size=(load.size, batch_size),
         )
         # only now may the thread begin another load: two of them are held, not more
@@ -214,7 +219,8 @@ def _epochs(
 
 def _best(progress: Progress) -> Params | None:
     """The best parameters so far, copied, since the next dispatch takes the state away."""
-    return jax.tree.map(jnp.copy, progress.state.best_params) if progress.rows else None
+    best = localize(progress.state.best_params) if progress.rows else None
+    return jax.tree.map(jnp.copy, best)
 
 
 def _carried(dataset: Dataset, progress: Progress) -> tuple[TrainState, list[Array]]:
@@ -297,7 +303,7 @@ def _run_load(
     arrays, epoch = dataset.start(start_key, arrays if load is None else load)
 
     def step(carry: Carry, index: Array) -> tuple[Carry, tuple[Array, ...]]:
-        batch = dataset.batch(epoch, index, batch_size)
+        batch = split_rows(dataset.batch(epoch, index, batch_size))
         loss = partial(_mean_loss, loss_fn, random.fold_in(step_key, index), batch)
         (value, used), grads = jax.value_and_grad(loss, has_aux=True)(carry[0])
         used = jnp.where(index < num_steps, used, 0)
@@ -332,7 +338,8 @@ def _keep_best(
         return state._replace(best_params=state.params), nan
 
     def compare() -> tuple[Params, Array, Array]:
-        loss = _mean_loss(loss_fn, rng_key, validation, state.params)[0].astype(nan.dtype)
+        rows = split_rows(validation)
+        loss = _mean_loss(loss_fn, rng_key, rows, state.params)[0].astype(nan.dtype)
         better = loss < state.best_loss
         best = jax.tree.map(partial(jnp.where, better), state.params, state.best_params)
         return best, jnp.where(better, loss, state.best_loss), loss
@@ -407,4 +414,4 @@ def _result(
         skipped_steps=int(sum(row.skipped_steps for row in rows)),
         seconds=np.array(seconds),
     )
-    return state.best_params, history
+    return localize(state.best_params), history

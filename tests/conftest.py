@@ -129,7 +129,7 @@ def regression(approximate) -> npa.ContinuousApproximator:
 @pytest.fixture(scope="session")
 def hierarchy(approximate) -> npa.ContinuousApproximator:
     """Eight schools, hardly trained: for what holds of any network."""
-    approximator = approximate(models.eight_schools, models.SIGMA, y=models.EFFECTS)
+    approximator = approximate(models.eight_schools, models.SIGMA, y=models.EFFECTS, network=AFFINE)
     with optimizations(False):
         approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
     return approximator
@@ -138,7 +138,7 @@ def hierarchy(approximate) -> npa.ContinuousApproximator:
 @pytest.fixture(scope="session")
 def constrained(approximate) -> npa.ContinuousApproximator:
     """A site of every kind of support, hardly trained."""
-    approximator = approximate(models.constrained, np.zeros(4))
+    approximator = approximate(models.constrained, np.zeros(4), network=AFFINE)
     with optimizations(False):
         approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
     return approximator

@@ -122,6 +122,7 @@ class Adapter(Chain):
         """
         from numpyro_amortized.adapters.posterior import posterior_adapter
 
+        _check_model(simulator, "for_posterior")
         adapter = posterior_adapter(
             simulator,
             sites=sites,
@@ -159,6 +160,7 @@ class Adapter(Chain):
         """
         from numpyro_amortized.adapters.likelihood import likelihood_adapter
 
+        _check_model(simulator, "for_likelihood")
         return likelihood_adapter(simulator, sets=sets, pilot=pilot)
 
     @property
@@ -348,6 +350,17 @@ class Adapter(Chain):
 
 def _nans(data: Data) -> set[str]:
     return {path for path, array in _leaves(data) if bool(np.isnan(array).any())}
+
+
+def _check_model(simulator: object, method: str) -> None:
+    from numpyro_amortized.simulators.model import ModelSimulator
+
+    if not isinstance(simulator, ModelSimulator):
+        raise TypeError(
+            f"Adapter.{method}: expected a ModelSimulator, from whose sites an adapter is derived, "
+            f"got {type(simulator).__name__}. Wrap a NumPyro model, ModelSimulator(model, *args); "
+            "for other simulators, write the steps: Adapter().concatenate(...)."
+        )
 
 
 def _is_incomplete(step: Transform) -> bool:

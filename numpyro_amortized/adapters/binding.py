@@ -118,7 +118,10 @@ def _check_entries(step: Transform, shapes: Shapes) -> None:
     """All simulations have all entries here: a name that is not among them is a typing error."""
     missing = [name for name in getattr(step, "names", ()) if name not in shapes]
     if missing:
-        raise ValueError(f"Adapter: expected entries from {list(shapes)}, got {missing}.")
+        raise ValueError(
+            f"Adapter: expected entries from {list(shapes)}, which are there at the step "
+            f"'{'; '.join(step.describe())}', got {missing}."
+        )
 
 
 def _follow(step: Transform, shapes: Shapes) -> tuple[Shapes, frozenset[str]]:

@@ -176,6 +176,11 @@ class OneHot(EntrywiseMap):
     num_classes: int
 
     def forward_entry(self, x: Array) -> Array:
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            raise TypeError(
+                f"Adapter: one_hot {list(self.names)}: expected integers, got {x.dtype}. Where the "
+                "numbers are whole, put a step before: map_dtype(names, int)."
+            )
         return jax.nn.one_hot(x, self.num_classes)
 
     @property

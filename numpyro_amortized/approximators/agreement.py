@@ -23,6 +23,10 @@ def check_agreement(members: Mapping[str, Any]) -> None:
     :raises TypeError: where one is no approximator of latents.
     :raises ValueError: where there is none, or one has another source or adapter than the first.
     """
+    if not isinstance(members, Mapping):
+        raise TypeError(
+            f"members: expected a mapping of names to approximators, got {type(members).__name__}."
+        )
     if not members:
         raise ValueError("members: expected at least one approximator, {name: approximator}.")
     for name, member in members.items():

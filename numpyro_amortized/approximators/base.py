@@ -37,6 +37,7 @@ from numpyro_amortized.approximators.sources import (
     Source,
     as_source,
     bound_adapter,
+    check_target,
     source_sites,
 )
 from numpyro_amortized.approximators.summaries import SummarySpec, describe_summary, summary_spec
@@ -73,6 +74,11 @@ class Approximator(ABC):
         members: Mapping[str, "Approximator"] = MappingProxyType({}),
     ) -> None:
         self.source = as_source(source)
+        if not isinstance(adapter, Adapter | None):
+            raise TypeError(
+                f"adapter: expected an Adapter, got {type(adapter).__name__}: make one by "
+                "Adapter.for_posterior(simulator), or by Adapter() and its steps."
+            )
         if adapter is None:
             adapter = _default_adapter(self.source)
         self.adapter = bound_adapter(self.source, adapter)
@@ -174,6 +180,7 @@ class Approximator(ABC):
         _check_options(
             validation, rejuvenation, epochs=epochs, num_batches=num_batches, batch_size=batch_size
         )
+        _check_optimizer(optimizer)
         penalty = None if self_consistency is None else self_consistency.penalty(self)
         recipe = self._recipe if penalty is None else self._recipe.keeping_given()
         inputs, kept, dropped = training_inputs(
@@ -317,7 +324,9 @@ class Approximator(ABC):
     def _row(self) -> Batch:
         """Shapes of one row of network inputs."""
         row = {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in self.sites.items()}
-        return jax.eval_shape(self.adapter.forward, row)
+        inputs = jax.eval_shape(self.adapter.forward, row)
+        check_target(inputs, self._target)
+        return inputs
 
     @property
     def varying_size(self) -> VaryingSize | None:
@@ -334,7 +343,7 @@ class Approximator(ABC):
         for name, member in self._members.items():
             member._install(modules[name])
 
-    def _network(self, name: str, spec: NetworkSpec) -> NetworkSpec:
+    def _network[Spec](self, name: str, spec: Spec) -> Spec | nnx.Module:
         """The trained network; before ``fit``, what it is made from."""
         return spec if self._modules is None else self._modules[name]
 
@@ -376,10 +385,19 @@ def _check_options(
     check_positive(**{name: size for name, size in sizes.items() if size is not None})
     counts = {"validation": validation, "rejuvenation": rejuvenation}
     for name, count in counts.items():
+        what = "a bank or an integer" if name == "validation" else "an integer"
         if count is None or (name == "validation" and isinstance(count, Mapping)):
             continue
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
-            raise ValueError(f"{name}: expected an integer of at least 0, got {count!r}.")
+            raise ValueError(f"{name}: expected {what} of at least 0, got {count!r}.")
+
+
+def _check_optimizer(optimizer: object) -> None:
+    if not isinstance(optimizer, optax.GradientTransformation | None):
+        got = getattr(optimizer, "__name__", repr(optimizer))
+        raise TypeError(
+            f"optimizer: expected an Optax optimizer, such as optax.adam(1e-3), got {got}."
+        )
 
 
 def _default_num_batches(inputs: Dataset, batch_size: int) -> int:

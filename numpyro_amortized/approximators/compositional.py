@@ -33,6 +33,7 @@ from numpyro_amortized.datasets import Batch
 from numpyro_amortized.networks.composable import Composable
 from numpyro_amortized.networks.continuous_flow import ContinuousFlow
 from numpyro_amortized.networks.diffusion import DiffusionModel
+from numpyro_amortized.sharding import map_shares, on_shares
 from numpyro_amortized.simulators.base import typed_key
 
 __all__ = ["CompositionalApproximator"]
@@ -159,7 +160,8 @@ class CompositionalApproximator(SingleDensityApproximator):
         }
         keys = random.split(typed_key(rng_key), groups.shape[0])
         settings = (num_samples, mini_batch_size, num_levels, float(last_level))
-        draws = self._compose(graphdef, state, settings, keys, contexts, first)
+        compose = partial(self._compose, graphdef, state, settings)
+        draws = on_shares(compose, (keys, contexts, first))
         return draws if groups.is_batch else jax.tree.map(lambda x: x[0], draws)
 
     def __repr__(self) -> str:
@@ -218,7 +220,7 @@ class CompositionalApproximator(SingleDensityApproximator):
                 values = jax.vmap(self.latents_at, in_axes=(0, None))(vectors, given)
                 return {name: values[name] for name in self.inferred_sites}
 
-            return lax.map(one, (keys, contexts, given))
+            return map_shares(lambda *rows: lax.map(one, rows), (keys, contexts, given))
 
         return jax.jit(compose, static_argnums=(0, 2))
 

@@ -2,6 +2,7 @@
 """Checking what the user passes as data."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from numpyro_amortized.sharding import map_shares, on_shares
 from numpyro_amortized.simulators.tracing import Site
 from numpyro_amortized.simulators.varying_size import VaryingSize
 
@@ -186,21 +188,28 @@ def in_batches[T](
         check_positive(batch_size=batch_size)
     length = len(jax.tree.leaves(arguments)[0])
     if batch_size is None or batch_size >= length:
-        return function(*arguments)
+        return on_shares(function, arguments)
     results = []
     for start in range(0, length, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), length - 1)
-        results.append(function(*jax.tree.map(lambda array: array[rows], arguments)))  # noqa: B023
+        some = jax.tree.map(lambda array: array[rows], arguments)  # noqa: B023
+        results.append(on_shares(function, some))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:length], *results)
 
 
 def map_in_chunks[T](function: Callable[..., T], arguments: tuple[Any, ...], chunk_size: int) -> T:
     """Map a function over the leading axis, vectorized over chunks of it; traceable.
 
+    Where the axis can be divided equally, each device of this process maps a share of it.
+
     :param function: maps one entry of each argument.
     :param arguments: its arguments, pytrees of arrays with the same leading axis.
     :param chunk_size: entries at a time.
     """
+    return map_shares(partial(_map_in_chunks, function, chunk_size), arguments)
+
+
+def _map_in_chunks[T](function: Callable[..., T], chunk_size: int, *arguments: Any) -> T:
     length = len(jax.tree.leaves(arguments)[0])
     chunk_size = min(chunk_size, length)
     num_chunks = -(-length // chunk_size)

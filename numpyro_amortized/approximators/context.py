@@ -25,7 +25,15 @@ NetworkSpec = nnx.Module | Callable[..., nnx.Module]
 
 
 def make_network(network: NetworkSpec, rngs: nnx.Rngs, **sizes: Any) -> nnx.Module:
-    """A ready module as it is; a class or a partial of one with its sizes."""
+    """A ready module as it is; a class or a partial of one with its sizes.
+
+    :raises TypeError: where it is none of these.
+    """
+    if not callable(network):
+        raise TypeError(
+            "expected a network: a class such as networks.CouplingFlow, a functools.partial of "
+            f"one, or a ready module, got {network!r}."
+        )
     return network if isinstance(network, nnx.Module) else network(**sizes, rngs=rngs)
 
 

@@ -113,7 +113,7 @@ class ContinuousApproximator(SingleDensityApproximator):
     @property
     def inference_network(self) -> InferenceSpec:
         """The trained network; before ``fit``, what it is made from."""
-        return self._inference_spec if self._modules is None else self._modules["inference_network"]
+        return self._network("inference_network", self._inference_spec)
 
     def density(self, modules: nnx.Dict) -> DensityNetwork:
         return modules["inference_network"]
@@ -155,13 +155,6 @@ class ContinuousApproximator(SingleDensityApproximator):
     def for_groups(
         self, conditions: Mapping[str, ArrayLike], *, any_sizes: bool = False, warn: bool = True
     ) -> Self:
-        """This approximator for the number of groups in some data; itself where that is its own.
-
-        :param conditions: values of the observed sites.
-        :param any_sizes: whether data sets may be of several sizes, padded to the greatest.
-        :param warn: whether to warn of a number beyond that of the training.
-        :raises ValueError: where the model cannot have another number of groups.
-        """
         groups = self.adapter.groups
         if groups is None or not isinstance(conditions, Mapping):
             return self

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpyro_amortized.distributions import AmortizedPosterior
 
-__all__ = ["DensityApproximator", "SingleDensityApproximator", "rows_in_cache"]
+__all__ = ["DensityApproximator", "SingleDensityApproximator", "rows_in_cache", "with_density"]
 
 
 class DensityApproximator(LatentApproximator):
@@ -170,14 +170,14 @@ class DensityApproximator(LatentApproximator):
             graphdef: nnx.GraphDef, state: nnx.State, num_samples: int, keys: Array, observed: Batch
         ) -> tuple[Batch, Array]:
             vectors, log_q = self.draw_vectors(graphdef, state, num_samples, keys, observed)
-            sites = self._sites_at(vectors, observed)
+            sites = self.sites_at_vectors(vectors, observed)
             latents = {name: sites[name] for name in self.inferred_sites}
             return sites, log_q + self._variables_at(latents, observed)[1]
 
         return jax.jit(sample, static_argnums=(0, 2))
 
-    def _sites_at(self, vectors: Array, observed: Batch) -> Batch:
-        """For vectors ``(num_conditions, num_samples, size)``."""
+    def sites_at_vectors(self, vectors: Array, observed: Batch) -> Batch:
+        """The sites at vectors of each data set, shape ``(num_conditions, num_samples, size)``."""
         return jax.vmap(jax.vmap(self.sites_at, in_axes=(0, None)))(vectors, observed)
 
     @cached_property
@@ -247,9 +247,21 @@ class SingleDensityApproximator(DensityApproximator):
             graphdef: nnx.GraphDef, state: nnx.State, num_samples: int, keys: Array, observed: Batch
         ) -> Batch:
             vectors, _ = self.draw_vectors(graphdef, state, num_samples, keys, observed)
-            return self._sites_at(vectors, observed)
+            return self.sites_at_vectors(vectors, observed)
 
         return jax.jit(sample, static_argnums=(0, 2))
+
+
+def with_density(approximator: DensityApproximator) -> DensityApproximator:
+    """
+    :raises TypeError: where it is no approximator with a density.
+    """
+    if not isinstance(approximator, DensityApproximator):
+        raise TypeError(
+            "approximator: expected one that has a density and draws from it, such as a "
+            f"ContinuousApproximator, got {type(approximator).__name__}."
+        )
+    return approximator
 
 
 def rows_in_cache() -> int:

@@ -20,6 +20,7 @@ from numpyro_amortized.approximators.context import NetworkSpec, network_name
 from numpyro_amortized.datasets import Batch
 from numpyro_amortized.networks.coupling_flow import CouplingFlow
 from numpyro_amortized.networks.hierarchical import Hierarchical
+from numpyro_amortized.sharding import map_shares
 from numpyro_amortized.simulators.model import ModelSimulator
 
 if TYPE_CHECKING:
@@ -218,7 +219,8 @@ def local_draws(approximator: "ContinuousApproximator") -> Callable[..., Batch]:
         network = nnx.merge(graphdef, state)["inference_network"]
         context = approximator.encode(graphdef, state, given)
         one = partial(one_data_set, network)
-        return jax.lax.map(lambda each: one(*each), (keys, latents, context, given))
+        rows = keys, latents, context, given
+        return map_shares(lambda *rows: jax.lax.map(lambda row: one(*row), rows), rows)
 
     return jax.jit(draw, static_argnums=0)
 

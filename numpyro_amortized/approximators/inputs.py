@@ -106,6 +106,11 @@ def training_inputs(
             dataset, rest = dataset.split(split_key, validation or _share(len(dataset)))
             validation = rest.arrays
     if not isinstance(dataset, OfflineDataset):
+        if num_moves:
+            raise ValueError(
+                "rejuvenation: expected 0, since simulations are new in every batch, got "
+                f"{num_moves}; moves need a bank: fit(..., dataset=simulator.sample(key, 10_000))."
+            )
         return dataset.map(recipe.forward), validation, 0
     whole = recipe.checked(dataset.arrays, "dataset")
     finite = whole.finite(ignore=recipe.adapter.may_be_missing)

@@ -93,8 +93,7 @@ class ScoringRuleApproximator(SingleDensityApproximator):
         adapter: Adapter | None = None,
         summary_network: SummarySpec | None = None,
     ) -> None:
-        if not scoring_rules:
-            raise ValueError("scoring_rules: expected at least one, {name: rule}.")
+        _check_rules(scoring_rules)
         super().__init__(source, adapter=adapter, summary_network=summary_network)
         self.scoring_rules = dict(scoring_rules)
         self._subnet_spec = subnet
@@ -297,3 +296,18 @@ class ScoringRuleApproximator(SingleDensityApproximator):
         assert task.places is not None
         vectors = vectors.at[:, task.places.ravel()].set(values)
         return jax.vmap(self.latents_at)(vectors, given)[task.site]
+
+
+def _check_rules(rules: object) -> None:
+    if not isinstance(rules, Mapping):
+        raise TypeError(
+            "scoring_rules: expected a mapping of names to rules, {'mean': Mean()}, got "
+            f"{type(rules).__name__}."
+        )
+    if not rules:
+        raise ValueError("scoring_rules: expected at least one, {name: rule}.")
+    for name, rule in rules.items():
+        if not isinstance(rule, ScoringRule):
+            raise TypeError(
+                f"scoring_rules: '{name}': expected a scoring rule such as Mean(), got {rule!r}."
+            )

@@ -17,7 +17,7 @@ from numpyro_amortized.simulators.base import Simulator
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import Site
 
-__all__ = ["Source", "as_source", "bound_adapter", "source_sites"]
+__all__ = ["Source", "as_source", "bound_adapter", "check_target", "source_sites"]
 
 Source = Simulator | Dataset
 _INPUTS = ("inference_conditions", "summary_variables", "summary_mask")
@@ -69,11 +69,7 @@ def source_sites(
         return source.sites
     shapes = adapter.shapes
     row = jax.eval_shape(adapter.forward, shapes)
-    if target not in row:
-        raise ValueError(
-            f"adapter: expected `{target}` among its outputs, got {list(row)}. Name them: "
-            f"adapter.concatenate([...], into='{target}')."
-        )
+    check_target(row, target)
     variables = {target: row[target]}
     latent = jax.eval_shape(adapter.inverse, variables)
     observed = _used(adapter, shapes)
@@ -85,6 +81,19 @@ def source_sites(
             for name, x in shapes.items()
         }
     )
+
+
+def check_target(row: Shapes, target: str) -> None:
+    """
+    :param row: network inputs.
+    :param target: name of the one that is learned.
+    :raises ValueError: where it is missing.
+    """
+    if target not in row:
+        raise ValueError(
+            f"adapter: expected `{target}` among its outputs, got {list(row)}. Name them: "
+            f"adapter.concatenate([...], into='{target}')."
+        )
 
 
 def _used(adapter: Adapter, shapes: Shapes) -> list[str]:

@@ -54,9 +54,8 @@ def summary_spec(
             return given
         given = _for_each(given, structures)
     if unknown := [name for name in given or () if name not in structures]:
-        raise ValueError(
-            f"summary_network: expected networks of {sorted(structures)}, got one of {unknown}."
-        )
+        what = sorted(structures) or "nothing, since no array is summarized"
+        raise ValueError(f"summary_network: expected networks of {what}, got one of {unknown}.")
     networks: dict[str, Any] = {
         name: default_network(structure, _num_axes(arrays if is_single else arrays[name], plate))
         for name, structure in structures.items()

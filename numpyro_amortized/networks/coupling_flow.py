@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, final
+from typing import Protocol, final
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ class CouplingFlow(DensityNetwork):
     :param size: number of inference variables.
     :param condition_size: length of the context; may be 0.
     :param transform: :class:`Spline` or :class:`Affine`.
-    :param depth: number of pairs of couplings: each pair transforms every variable once.
+    :param depth: number of pairs of couplings: each pair transforms every variable.
     :param widths: hidden layers of each coupling's perceptron.
     :param activation: their activation.
     :param rngs: random streams of the initial parameters.
@@ -119,8 +119,11 @@ class CouplingFlow(DensityNetwork):
         activation: Callable[[Array], Array] = swish,
         rngs: nnx.Rngs,
     ) -> None:
-        if size < 1:
-            raise ValueError(f"CouplingFlow: expected size >= 1, got {size}.")
+        if min(size, depth, *widths, len(widths)) < 1:
+            raise ValueError(
+                "CouplingFlow: expected size >= 1, depth >= 1 and at least one hidden layer of "
+                f"width >= 1, got size={size}, depth={depth}, widths={tuple(widths)}."
+            )
         self.size = size
         self.condition_size = condition_size
 
@@ -132,18 +135,15 @@ class CouplingFlow(DensityNetwork):
             activation=activation,
             rngs=rngs,
         )
-        halves = [size // 2, size - size // 2] if size > 1 else [0]
-        swap = np.roll(np.arange(size), size - size // 2)
-        pairs = [
-            [
-                coupling(order, given)
-                for given, order in zip(halves, (_shuffle(size, rngs), swap), strict=False)
-            ]
-            for _ in range(depth)
-        ]
-        if size % 2 == 0:  # halves of equal size are of equal shapes: one program for both
-            pairs = [[coupling] for pair in pairs for coupling in pair]
-        self.layers = stack([nnx.List(pair) for pair in pairs])
+        # of an odd number, both couplings of a pair transform the larger half: equal shapes are
+        # one program
+        given = size // 2
+        swap = np.roll(np.arange(size), size - given)
+        orders = [order for _ in range(depth) for order in (_shuffle(size, rngs), swap)]
+        if size == 1:
+            orders = orders[::2]
+        # lists of one: the parameters keep the names that they have in saved files
+        self.layers = stack([nnx.List([coupling(order, given)]) for order in orders])
 
     def log_prob(self, variables: Array, context: Array) -> Array:
         base, log_det = self.normalize(variables, context)
@@ -156,7 +156,7 @@ class CouplingFlow(DensityNetwork):
         :param context: shape ``(*batch, condition_size)``, batch axes broadcast.
         :return: shape ``(*batch, size)``, and log-determinants ``(*batch,)``.
         """
-        return self._scan(_forward, variables, context, reverse=False)
+        return self._scan(Coupling.forward, variables, context, reverse=False)
 
     def loss(self, rng_key: Array, variables: Array, context: Array) -> Array:
         return -self.log_prob(variables, context)
@@ -175,37 +175,21 @@ class CouplingFlow(DensityNetwork):
         :param context: shape ``(*batch, condition_size)``, batch axes broadcast.
         :return: draws, shape ``(*batch, size)``, and their log densities ``(*batch,)``.
         """
-        draws, log_det = self._scan(_inverse, base, context, reverse=True)
+        draws, log_det = self._scan(Coupling.inverse, base, context, reverse=True)
         return draws, _standard_normal(base) - log_det
 
     def _scan(
         self, function: Callable, x: Array, context: Array, *, reverse: bool
     ) -> tuple[Array, Array]:
-        def step(layers: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        def step(layers: Sequence[Coupling], carry: tuple[Array, Array]) -> tuple[Array, Array]:
             x, log_det = carry
-            x, more = function(layers, x, context)
+            x, more = function(layers[0], x, context)
             return x, log_det + more
 
         batch = jnp.broadcast_shapes(x.shape[:-1], context.shape[:-1])
         x = jnp.broadcast_to(x, (*batch, self.size))
         start = (x, jnp.zeros(batch, x.dtype))
         return scan_layers(step, self.layers, start, reverse=reverse)
-
-
-def _forward(layers: Sequence[Coupling], x: Array, context: Array) -> tuple[Array, Array]:
-    log_det = jnp.zeros(())
-    for layer in layers:
-        x, more = layer.forward(x, context)
-        log_det += more
-    return x, log_det
-
-
-def _inverse(layers: Sequence[Coupling], y: Array, context: Array) -> tuple[Array, Array]:
-    log_det = jnp.zeros(())
-    for layer in reversed(layers):
-        y, more = layer.inverse(y, context)
-        log_det += more
-    return y, log_det
 
 
 def _shuffle(size: int, rngs: nnx.Rngs) -> np.ndarray:

@@ -99,7 +99,7 @@ def _bin(knots: tuple[Array, Array, Array], value: Array, *, by: int) -> _Bin:
     def pick(weights: Array, array: Array) -> Array:
         return jnp.sum(weights * array, axis=0)
 
-    return _Bin(
+    picked = _Bin(
         x=pick(left, widths) - bound,
         y=pick(left, heights) - bound,
         width=pick(chosen, widths),
@@ -107,6 +107,8 @@ def _bin(knots: tuple[Array, Array, Array], value: Array, *, by: int) -> _Bin:
         slope=chosen[0] + pick(chosen[1:], slopes),  # the first and the last derivative are 1
         next_slope=chosen[-1] + pick(chosen[:-1], slopes),
     )
+    # the barrier keeps the sums out of the formulas, which would repeat them
+    return jax.lax.optimization_barrier(picked)
 
 
 def _log_slope(b: _Bin, xi: Array, delta: Array, denominator: Array) -> Array:

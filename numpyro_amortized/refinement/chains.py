@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 
+from numpyro_amortized.initializers import host_generator
 from numpyro_amortized.refinement.convergence import least_ess, nested_rhat
 from numpyro_amortized.refinement.kernel import (
     Jumps,
@@ -107,7 +108,7 @@ def run_chains(
     :param is_wary: whether warm-up takes twice as long.
     :param max_rounds: after the warm-up.
     """
-    start_key, warm_key, run_key = random.split(rng_key, 3)
+    start_key, warm_key, run_key, choice_key = random.split(rng_key, 4)
     chains = _Chains(proposer, data, index)
     points = _starts(start_key, chains, weighted, dispersed)
     points, tuning = _warm_up(warm_key, chains, points, _NUM_WARMUP * (1 + is_wary))
@@ -120,7 +121,7 @@ def run_chains(
             break
     position, log_density = kept
     total = position.shape[0] * position.shape[1]
-    chosen = some_rows(start_key, total, num_samples)
+    chosen = some_rows(choice_key, total, num_samples)
     return Chained(
         position.reshape(total, -1)[chosen],
         log_density.reshape(total)[chosen],
@@ -138,8 +139,7 @@ def some_rows(rng_key: Array, total: int, num_samples: int) -> np.ndarray:
 
     At random: an even stride through steps and chains may meet the same chains in every step.
     """
-    generator = np.random.default_rng(np.asarray(random.bits(rng_key, (4,))))
-    return np.resize(generator.permutation(total), num_samples)
+    return np.resize(host_generator(rng_key).permutation(total), num_samples)
 
 
 def _starts(rng_key: Array, chains: _Chains, weighted: Weighted, dispersed: np.ndarray) -> Points:

@@ -18,13 +18,12 @@ from scipy.special import logsumexp
 
 from numpyro_amortized.approximators.conditions import map_in_chunks
 from numpyro_amortized.approximators.vector_density import VectorDensity
-from numpyro_amortized.refinement.proposals import DataSets, Proposer
+from numpyro_amortized.refinement.proposals import ROWS, DataSets, Proposer
 from numpyro_amortized.refinement.weighting import Weighted
 
 __all__ = ["missed_mass"]
 
 _FACTOR = 2.0  # by which a weight is above all that were drawn
-_ROWS = 2**16
 
 
 def missed_mass(
@@ -69,6 +68,6 @@ def _at_prior(
         log_likelihood = jax.vmap(lambda z: density.log_likelihood(z, *data))(vectors)
         return log_p - network.log_prob(vectors, context[None]), log_likelihood
 
-    chunk = max(1, _ROWS // len(vectors))
+    chunk = max(1, ROWS // len(vectors))
     log_ratios, log_likelihood = map_in_chunks(one, (context, data), chunk)
     return jnp.where(jnp.isnan(log_ratios), -jnp.inf, log_ratios), log_likelihood

@@ -12,9 +12,9 @@ from jax import Array, random
 from numpyro_amortized.approximators.conditions import map_in_chunks
 from numpyro_amortized.approximators.vector_density import VectorDensity
 
-__all__ = ["DataSets", "Proposals", "Proposer"]
+__all__ = ["ROWS", "DataSets", "Proposals", "Proposer"]
 
-_ROWS = 2**16  # densities at a time, which bounds memory
+ROWS = 2**16  # densities at a time, which bounds memory
 
 
 class DataSets(NamedTuple):
@@ -85,5 +85,5 @@ def _propose(
     draw = density.approximator.draw_vectors
     vectors, log_q = draw(graphdef, state, num_samples, keys, data.observed)
     each = jax.vmap(density, in_axes=(0, None, None))
-    log_p = map_in_chunks(each, (vectors, *data), max(1, _ROWS // num_samples))
+    log_p = map_in_chunks(each, (vectors, *data), max(1, ROWS // num_samples))
     return vectors, log_p, log_q

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jax import Array, random
 
+from numpyro_amortized.initializers import host_generator
 from numpyro_amortized.refinement.proposals import DataSets, Proposals, Proposer
 
 __all__ = ["Weighted", "resampled", "weigh", "weighted_draws"]
@@ -111,7 +112,7 @@ def weighted_draws(proposals: Proposals, num_samples: int, *, is_wary: bool) -> 
 
 def resampled(rng_key: Array, weighted: Weighted, num_samples: int) -> np.ndarray:
     """Indices of draws in random order, each drawn as often as its weight says, up to rounding."""
-    generator = np.random.default_rng(np.asarray(random.bits(rng_key, (4,))))
+    generator = host_generator(rng_key)
     points = (np.arange(num_samples) + generator.uniform()) / num_samples
     indices = np.searchsorted(np.cumsum(weighted.weights), points)
     return generator.permutation(np.minimum(indices, weighted.num_draws - 1))

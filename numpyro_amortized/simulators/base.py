@@ -169,7 +169,9 @@ def typed_key(rng_key: Array) -> Array:
         return rng_key
     if dtype == jnp.uint32 and rng_key.ndim == 1:
         return random.wrap_key_data(rng_key)
-    raise TypeError(f"rng_key: expected one key, such as jax.random.key(0), got {rng_key!r}")
+    is_array = dtype is not None and hasattr(rng_key, "shape")
+    got = f"an array of type {dtype} and shape {rng_key.shape}" if is_array else repr(rng_key)
+    raise TypeError(f"rng_key: expected one key, such as jax.random.key(0), got {got}.")
 
 
 def check_shape(batch_shape: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -184,8 +186,8 @@ def check_shape(batch_shape: int | tuple[int, ...]) -> tuple[int, ...]:
         shape = tuple(map(index, sizes))
     except TypeError:
         raise TypeError(
-            f"batch_shape: expected an integer or a tuple of them, got {batch_shape!r}"
+            f"batch_shape: expected an integer or a tuple of them, got {batch_shape!r}."
         ) from None
     if any(size < 1 for size in shape):
-        raise ValueError(f"batch_shape: expected sizes of at least 1, got {batch_shape!r}")
+        raise ValueError(f"batch_shape: expected sizes of at least 1, got {batch_shape!r}.")
     return shape

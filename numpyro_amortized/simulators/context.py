@@ -17,14 +17,15 @@ Context = Callable[[Array], Mapping[str, Any]]  # key to keyword arguments of th
 
 
 def context_sites(
-    context: Context, model: Callable[..., Any], passed: Mapping[str, Any]
+    context: Context, model: Callable[..., Any], args: tuple[Any, ...], passed: Mapping[str, Any]
 ) -> dict[str, Site]:
     """
     Checks a context, and describes what it draws.
 
     :param context: key to keyword arguments of the model.
     :param model: the model.
-    :param passed: the keyword arguments that are given besides.
+    :param args: the positional arguments that are given besides.
+    :param passed: the keyword arguments that are.
     :return: name to a site of role "context".
     :raises TypeError: if it draws no mapping of names to arrays.
     :raises ValueError: if the model takes no such argument, or it is also passed.
@@ -37,7 +38,7 @@ def context_sites(
             "context: expected a function of a key that returns a dictionary of the model's "
             f"keyword arguments, got {type(shapes).__name__} from it."
         )
-    _check_names(shapes, model, passed)
+    _check_names(shapes, model, args, passed)
     return {
         name: Site(name, "context", x.shape, jnp.dtype(x.dtype), None, (), 0)
         for name, x in shapes.items()
@@ -45,20 +46,30 @@ def context_sites(
 
 
 def _check_names(
-    names: Mapping[str, Any], model: Callable[..., Any], passed: Mapping[str, Any]
+    names: Mapping[str, Any],
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    passed: Mapping[str, Any],
 ) -> None:
-    if twice := [name for name in names if name in passed]:
+    parameters = _parameters(model)
+    first = (parameters or [])[: len(args)]
+    taken = [*passed, *(p.name for p in first if p.kind is not p.VAR_POSITIONAL)]
+    if twice := [name for name in names if name in taken]:
         raise ValueError(
             f"context: {twice} are drawn, but also passed to the model; leave out one of them."
         )
-    try:
-        parameters = inspect.signature(model).parameters.values()
-    except (TypeError, ValueError):
-        return
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
     known = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]
     if unknown := [name for name in names if name not in known]:
         raise ValueError(
             f"context: it draws {unknown}, which are no arguments of the model; it takes {known}."
         )
+
+
+def _parameters(model: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """``None`` where they are not known."""
+    try:
+        return list(inspect.signature(model).parameters.values())
+    except (TypeError, ValueError):
+        return None

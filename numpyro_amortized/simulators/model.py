@@ -80,7 +80,8 @@ class ModelSimulator(TraceableSimulator):
     :raises ValueError: if the model has no observed or no latent site, names in ``observed`` are
         unknown, data leak into the simulation, or a prior is improper.
     :raises NotImplementedError: if the model has ``factor`` statements.
-    :raises TypeError: if shapes or Python control flow depend on sampled values.
+    :raises TypeError: if the model is no function, or shapes or Python control flow depend on
+        sampled values.
     """
 
     def __init__(
@@ -92,9 +93,14 @@ class ModelSimulator(TraceableSimulator):
         sizes: Mapping[str, tuple[int, int]] | None = None,
         **kwargs: Any,
     ) -> None:
+        if not callable(model):
+            raise TypeError(
+                "model: expected a NumPyro model, a function that is called with the arguments "
+                f"that follow it, got {type(model).__name__}."
+            )
         self.model, self.args, self.kwargs = model, args, kwargs
         self._observed, self._context = observed, context
-        self._context_sites = {} if context is None else context_sites(context, model, kwargs)
+        self._context_sites = {} if context is None else context_sites(context, model, args, kwargs)
         self._varying_size: VaryingSize | None = None
         if sizes is not None:
             bounds = check_sizes(sizes)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs of a model as a simulator, and what they tell about its sites."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ __all__ = ["Site", "has_bijection", "read_sites", "run_model"]
 
 # Enough that a value which depends on a draw is not the same in all of them by chance.
 _NUM_PROBES = 8
+# NumPyro has one stack of handlers for all threads: what one traces, others must not see.
+_ONE_AT_A_TIME = threading.RLock()
 _PROCESSES = dist.GaussianRandomWalk | dist.EulerMaruyama | dist.GaussianStateSpace
 
 
@@ -112,7 +115,12 @@ def run_model(
         seeded = handlers.substitute(seeded, substitute_fn=substitute_fn)
     # Simulations may leave a support by rounding; under jit nothing is validated either. What
     # traces a model may itself stand in a model, whose handlers must not see the sites.
-    with handlers.block(), numpyro.validation_enabled(False), _concretization_explained(notes):
+    with (
+        _ONE_AT_A_TIME,
+        handlers.block(),
+        numpyro.validation_enabled(False),
+        _concretization_explained(notes),
+    ):
         return handlers.trace(seeded).get_trace(*args, **kwargs)
 
 
