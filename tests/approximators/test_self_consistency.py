@@ -140,7 +140,7 @@ def test_what_is_refused(exact):
     adapter = npa.Adapter().concatenate(["x"], into="inference_variables")
     adapter = adapter.concatenate(["y"], into="inference_conditions")
     black_box = npa.ContinuousApproximator(simulator, adapter=adapter)
-    with pytest.raises(TypeError, match=r"NumPyro model.*got one of LambdaSimulator"):
+    with pytest.raises(TypeError, match=r"NumPyro model.*got one of JaxSimulator"):
         black_box.fit(random.key(0), self_consistency=spec)
     ratio = npa.RatioApproximator(approximator.source)
     with pytest.raises(TypeError, match="posterior density, got RatioApproximator"):
