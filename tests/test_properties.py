@@ -50,7 +50,7 @@ def test_a_few_models(spec):
 
 
 @pytest.mark.verify
-@settings(QUICK, max_examples=150, phases=list(Phase), derandomize=False)
+@settings(QUICK, max_examples=60, phases=list(Phase), derandomize=False)
 @given(specs())
 def test_many_models(spec):
     check(spec)

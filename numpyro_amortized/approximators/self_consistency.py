@@ -117,8 +117,11 @@ class SelfConsistency:
         """Over data sets, the mean variance over draws of log joint density less log posterior."""
         network = density.approximator.density(modules)
         context = density.approximator.context(modules, given)
+        # no gradient of drawing: it may be infinite, and zero times infinity is no number
+        graphdef, state = nnx.split(network)
+        held = nnx.merge(graphdef, jax.tree.map(lax.stop_gradient, state))
         repeated = jnp.broadcast_to(context, (self.num_samples, *context.shape))
-        vectors = lax.stop_gradient(network.sample(rng_key, repeated))
+        vectors = lax.stop_gradient(held.sample(rng_key, lax.stop_gradient(repeated)))
         each = jax.vmap(jax.vmap(density), in_axes=(0, None, None))
         log_p = lax.stop_gradient(each(vectors, given, given))
         return jnp.mean(_variance(log_p, network.log_prob(vectors, context)))

@@ -29,7 +29,7 @@ def decay(t, y=None):
     height = numpyro.sample("height", dist.LogNormal(1, 0.7))
     rate = numpyro.sample("rate", dist.LogNormal(0, 0.7))
     floor = numpyro.sample("floor", dist.Normal(0, 1))
-    noise = numpyro.sample("noise", dist.HalfNormal(0.5))
+    noise = numpyro.sample("noise", dist.LogNormal(-1.5, 0.5))
     mean = floor + height * jnp.exp(-rate * t)
     numpyro.sample("y", dist.Normal(mean, noise).to_event(1), obs=y)
 
@@ -55,7 +55,7 @@ def decayed():
 def test_tuning_for_one_data_set_makes_up_for_hardly_any_training(decayed):
     y, reference = decayed
     approximator = npa.amortize(decay, TIMES, y=y)
-    approximator.fit(random.key(0), epochs=1, num_batches=100, progress_bar=False)
+    approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
     guide = npa.AmortizedGuide(decay, approximator)
     rows = np.random.default_rng(0).choice(len(reference), NUM_DRAWS, replace=False)
 
@@ -67,7 +67,8 @@ def test_tuning_for_one_data_set_makes_up_for_hardly_any_training(decayed):
 
     schedule = optax.cosine_decay_schedule(1e-3, 4000)
     svi = SVI(decay, guide, optax.adam(schedule), Trace_ELBO(num_particles=16))
-    tuned = svi.run(random.key(3), 4000, TIMES, y=y, progress_bar=False)
+    # at first, draws are so far off that some steps are not finite
+    tuned = svi.run(random.key(3), 4000, TIMES, y=y, progress_bar=False, stable_update=True)
     before, after = judged({}), judged(tuned.params)
     print(f"k-hat {before[0]:.2f} to {after[0]:.2f}, C2ST {before[1]:.3f} to {after[1]:.3f}")
     assert before[0] > 0.7 and after[0] < 0.5
