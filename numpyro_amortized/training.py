@@ -391,10 +391,9 @@ def _check(metrics: Metrics, num_batches: int, batch_size: int) -> None:
 
 
 def _report(bar: tqdm, metrics: Metrics, rate: float) -> None:
-    bar.set_postfix_str(
-        f"loss {metrics.loss:.3f}, validation {metrics.validation_loss:.3f}, {rate:.0f} steps/s",
-        refresh=False,
-    )
+    held_out = metrics.validation_loss
+    validation = "" if np.isnan(held_out) else f"validation {held_out:.3f}, "
+    bar.set_postfix_str(f"loss {metrics.loss:.3f}, {validation}{rate:.0f} steps/s", refresh=False)
     bar.update()
 
 

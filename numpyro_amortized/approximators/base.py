@@ -142,10 +142,11 @@ class Approximator(ABC):
     ) -> History:
         """Train the networks; called again, training goes on from there.
 
-        Without a data set, every batch is simulated anew inside the compiled loop. With one, it is
-        shuffled on the device in every epoch, and a tenth of it is held out for validation. The
-        parameters of the epoch with the least validation loss are kept. Simulations and steps
-        that are not finite are skipped and counted.
+        Without a data set, every batch is simulated anew inside the compiled loop: nothing can be
+        overfitted, and the last parameters are kept. A data set is shuffled on the device in
+        every epoch, a tenth of it is held out for validation, and the parameters of the epoch with
+        the least validation loss are kept. Simulations and steps that are not finite are skipped
+        and counted.
 
         :param rng_key: a key; the networks are initialised from it at the first call.
         :param epochs: number of epochs, by default as many as make 3,500 steps, at least 10.
@@ -154,7 +155,8 @@ class Approximator(ABC):
         :param batch_size: simulations of a step.
         :param dataset: a bank of simulations, site values with a leading axis; or a data set.
         :param validation: a bank for validation, or its size; by default a tenth of the data set,
-            or 1,000 further simulations. With 0 there is none, and the last parameters are kept.
+            and none online, where some thousand simulations tell the last epochs apart worse than
+            the falling learning rate does. With 0 there is none: the last parameters are kept.
         :param optimizer: an Optax optimizer, by default AdamW with warm-up and cosine decay.
         :param rejuvenation: Metropolis moves of each simulation's latents within their posterior
             before every epoch over a bank, 0 for none; by default as many as pay where the

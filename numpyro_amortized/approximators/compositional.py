@@ -50,11 +50,15 @@ class CompositionalApproximator(SingleDensityApproximator):
     posteriors with second order corrections [1]. Their covariances come from the slopes of the
     scores, and at high levels of noise from a normal distribution that the flow corrects.
 
-    The prior counts once, so that its score is needed too. Where every latent is mapped by the
-    normal quantiles of its prior, as :meth:`Adapter.for_posterior` does where priors are
-    independent and have a CDF, it is N(0, I) and its score exact. Otherwise the network learns it
-    from a fifth of the simulations, of which it does not see the data. Printing the approximator
-    says which.
+    Of each group's score that of the prior is taken off. What a network errs in both alike for all
+    groups would add up; so what is taken off is the mean of the learned scores over all data that
+    could have been seen, which a network of its own learns from the noisy latents alone. Without
+    errors the two are the same.
+
+    The prior counts once. Where every latent is mapped by the normal quantiles of its prior, as
+    :meth:`Adapter.for_posterior` does where priors are independent and have a CDF, it is N(0, I)
+    and its score exact. Otherwise that mean stands for it, too. Printing the approximator says
+    which.
 
     **Example**
 
@@ -81,7 +85,7 @@ class CompositionalApproximator(SingleDensityApproximator):
     :param adapter: sites to network inputs, by default :meth:`Adapter.for_posterior`.
     :param inference_network: :class:`~numpyro_amortized.networks.DiffusionModel` or
         :class:`~numpyro_amortized.networks.FlowMatching`, or a partial of one; or a ready module
-        made with ``normal=True``, whose context has one number more where the prior is learned.
+        made with ``normal=True``.
     :param summary_network: the network that summarizes the data of one group.
     :raises TypeError: where the network has no score.
     """
@@ -183,11 +187,10 @@ class CompositionalApproximator(SingleDensityApproximator):
 
     def _build(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         modules, condition_size = build_summary(self._summary_spec, self._row, rngs)
-        condition_size += not self._prior_is_normal  # the flag
         spec = _with_normal(self._inference_spec)
         flow: Any = make_network(spec, rngs, size=self.num_variables, condition_size=condition_size)
         is_normal = self._prior_is_normal
-        modules["inference_network"] = Composable(flow, prior_is_normal=is_normal)
+        modules["inference_network"] = Composable(flow, prior_is_normal=is_normal, rngs=rngs)
         return modules
 
     def _loss(self, modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:

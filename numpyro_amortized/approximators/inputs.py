@@ -27,7 +27,7 @@ from numpyro_amortized.streamed import HostDataset
 
 __all__ = ["Bank", "Recipe", "held_out", "some_members", "training_inputs"]
 
-_VALIDATION_SHARE, _MAX_VALIDATION, _ONLINE_VALIDATION = 0.1, 2000, 1000
+_VALIDATION_SHARE, _MAX_VALIDATION, _SIMULATED_VALIDATION = 0.1, 2000, 1000
 _NUM_MOVES = 20
 _MOST_MEMBERS = 8  # of a simulation in a step
 Bank = Mapping[str, Array | np.ndarray]
@@ -94,6 +94,8 @@ def training_inputs(
     :param workers: number of worker processes, where the host simulates.
     """
     dataset = _resolved(recipe, dataset, workers)
+    if validation is None and isinstance(dataset, OnlineDataset | HostDataset):
+        validation = 0  # no simulation is seen twice: the losses are those of new ones
     if isinstance(dataset, DiskDataset):
         if num_moves:
             raise ValueError(
@@ -142,7 +144,7 @@ def held_out(
     if not isinstance(validation, Mapping):
         if not isinstance(recipe.source, Simulator):
             return None
-        number = validation or _ONLINE_VALIDATION
+        number = validation or _SIMULATED_VALIDATION
         validation = recipe.source.sample(rng_key, number, workers=workers)
     checked = recipe.checked(validation, "validation")
     rows = checked.map(recipe.forward).finite().arrays

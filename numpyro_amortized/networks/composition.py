@@ -8,12 +8,26 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax, random
 
-from numpyro_amortized.networks.continuous_flow import Level
+from numpyro_amortized.networks.continuous_flow import Mixture
 
-__all__ = ["Composed", "composed_sample"]
+__all__ = ["Composed", "Prior", "Sums", "composed_sample"]
 
 _REACH = 4.0  # in ratios of noise to data
 _FIRST = 3.0  # ratio of noise to data at which the prior and every posterior look alike
+
+
+class Prior(NamedTuple):
+    """The noisy prior, at states of a level.
+
+    :param score: shape ``(num_samples, size)``.
+    :param center: the score that is taken off that of each group, which is the mean of the groups'
+        scores over all data there could be; ``score``, if these are without error.
+    :param precision: ``P0``, of the variables given the state, shape ``(num_samples, size, size)``.
+    """
+
+    score: Array
+    center: Array
+    precision: Array
 
 
 class Sums(NamedTuple):
@@ -21,7 +35,7 @@ class Sums(NamedTuple):
 
     ``P`` is the precision of the variables given the state and a group, and ``P0`` without it.
 
-    :param pull: ``P @ (score - prior score)``, shape ``(num_samples, size)``.
+    :param pull: ``P @ (score - center)``, shape ``(num_samples, size)``.
     :param information: ``P - P0``, shape ``(num_samples, size, size)``.
     """
 
@@ -32,15 +46,14 @@ class Sums(NamedTuple):
 class Composed(NamedTuple):
     """What is composed: the prior, and what groups add to it.
 
-    :param prior: level and states ``(num_samples, size)`` to the score of the noisy prior there,
-        and the precisions ``P0``, shape ``(num_samples, size, size)``.
-    :param groups: index of a chunk of groups, level, states, and the values of ``prior`` there, to
-        the sums over the groups of the chunk.
+    :param prior: level and states ``(num_samples, size)`` to the prior there.
+    :param groups: index of a chunk of groups, level, states and the prior there, to the sums over
+        the groups of the chunk.
     :param num_chunks: of all groups.
     """
 
-    prior: Callable[[Level, Array], tuple[Array, Array]]
-    groups: Callable[[Array, Level, Array, tuple[Array, Array]], Sums]
+    prior: Callable[[Mixture, Array], Prior]
+    groups: Callable[[Array, Mixture, Array, Prior], Sums]
     num_chunks: int
 
 
@@ -48,7 +61,6 @@ def composed_sample(
     rng_key: Array,
     composed: Composed,
     start: Array,
-    make_level: Callable[[Array], Level],
     *,
     num_levels: int,
     last: float,
@@ -64,7 +76,6 @@ def composed_sample(
     :param rng_key: a key.
     :param composed: scores and precisions.
     :param start: draws of the prior, shape ``(num_samples, size)``.
-    :param make_level: ratio of noise to data to a level.
     :param num_levels: from the ratio 3 down to ``last``, in equal factors.
     :param last: the last ratio. The result is drawn from there in one step.
     :return: shape ``(num_samples, size)``.
@@ -78,14 +89,14 @@ def composed_sample(
 
     def step(draws: Array, row: tuple[Array, Array]) -> tuple[Array, None]:
         ratio, key = row
-        level = make_level(ratio)
+        level = Mixture.of_ratio(ratio)
         noise_key, draw_key = random.split(key)
         x = level.data * draws + level.noise * random.normal(noise_key, draws.shape, draws.dtype)
-        prior = score, precision = composed.prior(level, x)
+        prior = composed.prior(level, x)
         sums = _sum(lambda chunk: composed.groups(chunk, level, x, prior), chunks)
-        factor = jnp.linalg.cholesky(precision + _positive(sums.information))
+        factor = jnp.linalg.cholesky(prior.precision + _positive(sums.information))
         # Tweedie: a mean is (x + noise^2 score) / data
-        base = (x + level.noise**2 * score) / level.data
+        base = (x + level.noise**2 * prior.score) / level.data
         pull = level.noise**2 / level.data * sums.pull
         shift = _solve(factor, _solve(factor, pull), transposed=True)
         # farther away than the noise reaches, a normal distribution says nothing of the groups

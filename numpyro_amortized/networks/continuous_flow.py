@@ -38,6 +38,12 @@ class Mixture(NamedTuple):
     data: Array
     noise: Array
 
+    @classmethod
+    def of_ratio(cls, ratio: Array) -> "Mixture":
+        """Of noise that is ``ratio`` times the data, shape ``(*batch,)``."""
+        data = lax.rsqrt(1 + ratio**2)[..., None]
+        return cls(data, ratio[..., None] * data)
+
     @property
     def log_noise_level(self) -> Array:
         """Logarithm of noise over data, bounded smoothly at both ends; shape ``(*batch,)``."""
@@ -64,19 +70,6 @@ def normal_prediction(mean: Array, factor: Array, x: Array, mixture: Mixture) ->
     excess = apply(inverse, x - mixture.data * mean)
     expected = mean + mixture.data * apply(covariance, excess)
     return mixture.data * mixture.noise * excess - mixture.noise * expected
-
-
-class Level(NamedTuple):
-    """A time of a flow, and how much of its state there are data and noise.
-
-    :param time: from 0 to 1.
-    :param data: factor of the variables.
-    :param noise: factor of the noise.
-    """
-
-    time: Array
-    data: Array
-    noise: Array
 
 
 class ContinuousFlow(DensityNetwork):
@@ -188,10 +181,6 @@ class ContinuousFlow(DensityNetwork):
         :param x: noisy variables, shape ``(*batch, size)``.
         :param context: shape ``(*batch, condition_size)``. Batch axes broadcast.
         """
-
-    @abstractmethod
-    def level(self, ratio: Array) -> Level:
-        """Where the noise is ``ratio`` times the data, each of the shape of ``ratio``."""
 
     def velocity(self, t: Array, x: Array, context: Array) -> Array:
         """The velocity ``dx/dt``; arguments as in :meth:`score`."""

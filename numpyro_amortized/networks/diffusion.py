@@ -12,7 +12,6 @@ from jax.scipy.special import ndtri
 
 from numpyro_amortized.networks.continuous_flow import (
     ContinuousFlow,
-    Level,
     Mixture,
     Prediction,
     Velocity,
@@ -124,10 +123,6 @@ class DiffusionModel(ContinuousFlow):
         mixture = _mixture(jnp.maximum(_angle(jnp.asarray(t, x.dtype)), _LEAST_ANGLE))
         prediction = self.prediction(context)(x, mixture)
         return -mixture.noise_in(x, prediction) / mixture.noise
-
-    def level(self, ratio: Array) -> Level:
-        angle = jnp.arctan(ratio)
-        return Level(1 - angle * 2 / jnp.pi, jnp.cos(angle), jnp.sin(angle))
 
     def conditional_velocity(self, predict: Prediction) -> Velocity:
         def velocity(t: Array, x: Array) -> Array:

@@ -11,7 +11,6 @@ from jax import Array, lax, random
 
 from numpyro_amortized.networks.continuous_flow import (
     ContinuousFlow,
-    Level,
     Mixture,
     Prediction,
     Velocity,
@@ -173,10 +172,6 @@ class FlowMatching(ContinuousFlow):
             )
         t = jnp.minimum(jnp.asarray(t, x.dtype), _LAST)
         return linear_path_score(t, x, self.velocity(t, x, context))
-
-    def level(self, ratio: Array) -> Level:
-        data = 1 / (1 + ratio)
-        return Level(data, data, 1 - data)
 
     def conditional_velocity(self, predict: Prediction) -> Velocity:
         def velocity(t: Array, x: Array) -> Array:

@@ -36,7 +36,7 @@ def make(model=one_group, network=SMALL):
 def approximator():
     found = make()
     with optimizations(True):
-        found.fit(random.key(0), epochs=15, num_batches=100, validation=0, progress_bar=False)
+        found.fit(random.key(0), epochs=15, num_batches=100, progress_bar=False)
     return found
 
 

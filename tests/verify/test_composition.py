@@ -33,7 +33,7 @@ def approximator(request):
         npa.ModelSimulator(gaussian, np.zeros(2)),
         inference_network=partial(request.param, widths=WIDTHS),
     )
-    found.fit(random.key(0), epochs=200, num_batches=100, validation=0, progress_bar=False)
+    found.fit(random.key(0), epochs=200, num_batches=100, progress_bar=False)
     return found
 
 
@@ -44,7 +44,7 @@ def test_gaussian(approximator, num_groups):
     mu = rng.normal(size=(num_datasets, 1, 2))
     noise = rng.normal(size=(num_datasets, num_groups, 2)) @ np.linalg.cholesky(COVARIANCE).T
     y = (mu + noise).astype(np.float32)
-    num_samples = {1000: 300, 10_000: 50}.get(num_groups, 1000)
+    num_samples = {2: 4000, 10: 4000, 100: 1000, 1000: 300, 10_000: 50}[num_groups]
     draws = approximator.compositional_sample(random.key(1), num_samples, {"y": y})["mu"]
     precision = np.linalg.inv(COVARIANCE)
     covariance = np.linalg.inv(np.eye(2) + num_groups * precision)
@@ -54,15 +54,16 @@ def test_gaussian(approximator, num_groups):
     spread = np.abs(np.asarray(draws).std(1) / sds - 1)
     print(num_groups, "mean", error.max(), "sd", spread.max())
     assert np.isfinite(draws).all()
-    # the Monte Carlo errors of 1,000 draws are .032 sd and 2.2 %, of 300 twice that
+    # the Monte Carlo errors of 4,000 draws are .016 sd and 1.1 %, of 1,000 twice that
     assert error.max() < BOUNDS[num_groups][0]
     assert spread.max() < BOUNDS[num_groups][1]
 
 
-def spread(y, prior):
-    """Observations of unknown scale, of one group or of many."""
+def heteroscedastic(y, prior):
+    """Observations of one group or of many; the prior of the scale is Gamma or Exponential."""
+    mu = numpyro.sample("mu", dist.Laplace(0, 1))
     scale = numpyro.sample("scale", prior)
-    numpyro.sample("y", dist.Normal(0, scale).expand(y.shape).to_event(y.ndim), obs=y)
+    numpyro.sample("y", dist.Normal(mu, scale).expand(y.shape).to_event(y.ndim), obs=y)
 
 
 @pytest.mark.parametrize(
@@ -70,22 +71,21 @@ def spread(y, prior):
 )
 def test_other_priors_beside_nuts(prior, score):
     approximator = npa.CompositionalApproximator(
-        npa.ModelSimulator(spread, np.zeros(2), prior),
+        npa.ModelSimulator(heteroscedastic, np.zeros(2), prior),
         inference_network=partial(DiffusionModel, widths=WIDTHS),
     )
     assert f"score of the prior: {score}" in str(approximator)
-    approximator.fit(random.key(0), epochs=200, num_batches=100, validation=0, progress_bar=False)
-    scales = (0.7, 1.3)
-    y = np.stack([np.random.default_rng(k).normal(0, x, (50, 2)) for k, x in enumerate(scales)])
-    y = y.astype(np.float32)
-    draws = approximator.compositional_sample(random.key(1), 2000, {"y": y})["scale"]
-    for data, found in zip(y, draws, strict=True):
-        exact = observations.nuts(spread, data, prior)["scale"]
-        error = abs(found.mean() - exact.mean()) / exact.std()
-        ratio = abs(found.std() / exact.std() - 1)
-        print(score, "mean", float(error), "sd", float(ratio))
-        # both means have a Monte Carlo error near .03 sd
-        assert error < 0.2 and ratio < 0.15, (error, ratio)
+    approximator.fit(random.key(0), epochs=200, num_batches=100, progress_bar=False)
+    for seed, (mu, scale) in enumerate([(0.5, 0.7), (-1.0, 1.3)]):
+        y = np.random.default_rng(seed).normal(mu, scale, (50, 2)).astype(np.float32)
+        draws = approximator.compositional_sample(random.key(1), 4000, {"y": y})
+        exact = observations.nuts(heteroscedastic, y, prior)
+        for name in ("mu", "scale"):
+            error = abs(draws[name].mean() - exact[name].mean()) / exact[name].std()
+            ratio = abs(draws[name].std() / exact[name].std() - 1)
+            print(score, name, "mean", float(error), "sd", float(ratio))
+            # both means have a Monte Carlo error near .02 sd
+            assert error < 0.2 and ratio < 0.15, (name, error, ratio)
 
 
 def test_memory_does_not_grow_with_the_groups():
@@ -103,9 +103,9 @@ def test_memory_does_not_grow_with_the_groups():
         compiled = jax.jit(compose).lower(state, contexts).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    sizes = {n: temporary(n, 20) for n in (1000, 10_000, 100_000)}
+    sizes = {n: temporary(n, 20) for n in (20, 1000, 100_000)}
     print("temporary memory, bytes", sizes)
     # what grows are the groups' own contexts, places and weights, at most eight numbers each
     for n, size in sizes.items():
-        assert size < sizes[1000] + 4 * 8 * n
+        assert size < sizes[20] + 1e5 + 4 * 8 * n
     assert temporary(1000, 500) > 10 * sizes[1000]
