@@ -129,9 +129,7 @@ def regression(approximate) -> npa.ContinuousApproximator:
 @pytest.fixture(scope="session")
 def hierarchy(approximate) -> npa.ContinuousApproximator:
     """Eight schools, hardly trained: for what holds of any network."""
-    approximator = approximate(
-        models.eight_schools, models.SIGMA, y=models.EFFECTS, network=AFFINE
-    )
+    approximator = approximate(models.eight_schools, models.SIGMA, y=models.EFFECTS, network=AFFINE)
     with optimizations(False):
         approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
     return approximator
