@@ -34,6 +34,7 @@ PRIORS: dict[str, Callable[[Any], dist.Distribution]] = {
     "class": lambda s: dist.Categorical(s[..., None] * jnp.array([0.2, 0.3, 0.5])),
 }
 DISCRETE = ("counts", "class")
+BOUNDED = ("interval", "lower bound", "scale as bound")  # their supports depend on the number
 
 # Likelihoods at a real number, and the types in which users may have such data.
 FLOATS, INTEGERS = ("float16", "float32", "float64"), ("int32", "int64", "uint8", "float32")
@@ -80,10 +81,14 @@ class Spec(NamedTuple):
     def reasons(self) -> list[str]:
         """What the docs say why such a model is refused."""
         kinds = [site.kind for site in self.latents]
+        bounded = [k for k, s in enumerate(self.latents) if s.depends and s.kind in BOUNDED]
         reasons = {
             "no observed site": not self.observed,
             "no latent site": not kinds and not FAULTS.get(self.fault, (None, False))[1],
             "no continuous latent site": bool(kinds) and set(kinds) <= set(DISCRETE),
+            "support depends on sites that are not": any(
+                kind in DISCRETE for k in bounded for kind in kinds[:k]
+            ),
         }
         found = [reason for reason, holds in reasons.items() if holds]
         return found if self.fault is None else [*found, FAULTS[self.fault][0]]
@@ -195,7 +200,7 @@ def specs(draw: st.DrawFn) -> Spec:
     plates = tuple(draw(st.lists(st.integers(1, 3), max_size=2)))
     subsets = st.sets(st.sampled_from(range(len(plates)))) if plates else st.just(set())
     inside = subsets.map(lambda chosen: tuple(sorted(chosen)))
-    latents = st.builds(Site, st.sampled_from(sorted(PRIORS)), inside, st.booleans())
+    latents = st.builds(Site, st.sampled_from(sorted(PRIORS)), inside, st.booleans(), st.just(""))
 
     @st.composite
     def observed(draw: st.DrawFn) -> Site:

@@ -269,7 +269,8 @@ def _choose_map(
     if varying.support:
         raise ValueError(
             f"Site '{site.name}' is to be inferred, but its support depends on sites that are not. "
-            "Infer those too: add them to `sites`."
+            "Infer those too: add them to `sites`. Discrete ones cannot be inferred, so that no "
+            "support of an inferred site may depend on them."
         )
     if fn.support.is_discrete:
         raise ValueError(
