@@ -61,7 +61,9 @@ def test_evidence_of_a_conjugate_model(result, data):
     se = np.asarray(result.log_evidence_se)
     errors = (np.asarray(result.log_evidence) - log_evidence(data)) / se
     assert se.max() <= 0.01
-    assert np.abs(errors).max() < 3
+    # of 50 normal errors one is above 3 in one case of eight, above 3.7 in one of a hundred
+    assert np.abs(errors).max() < 3.7
+    assert (np.abs(errors) > 3).sum() <= 1
     # neither too small nor too large: the mean square of 50 errors is 1 +- 0.2
     assert 0.4 < (errors**2).mean() < 1.6
 

@@ -52,6 +52,7 @@ def poisson():
         return trained("poisson", epochs=1, num_batches=20)
 
 
+@pytest.mark.verify
 def test_nuts_agrees_with_the_exact_posterior(normal):
     mean, sd = models.normal_mean_posterior(Y)
     model = partial(observations.learned_normal, normal)

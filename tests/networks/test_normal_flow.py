@@ -12,10 +12,23 @@ from numpyro_amortized.networks import DiffusionModel, FlowMatching
 from tests.networks.test_coupling_flow import perturbed
 
 
+def linear(t):
+    """Shares of data and noise."""
+    return t, 1 - t
+
+
+def circular(t):
+    return np.sin(np.pi / 2 * t), np.cos(np.pi / 2 * t)
+
+
 @pytest.mark.parametrize(
-    "kind", [pytest.param(DiffusionModel, marks=pytest.mark.verify), FlowMatching]
+    ("kind", "path"),
+    [
+        pytest.param(DiffusionModel, circular, marks=pytest.mark.verify),
+        pytest.param(FlowMatching, linear),
+    ],
 )
-def test_without_correction_it_is_the_normal_distribution(kind, unoptimized):
+def test_without_correction_it_is_the_normal_distribution(kind, path, unoptimized):
     """What the networks predict is zero at first."""
     network = kind(2, 3, widths=(4,), normal=True, rngs=nnx.Rngs(0))
     network.normal = perturbed(network.normal, 0.05)
@@ -30,12 +43,11 @@ def test_without_correction_it_is_the_normal_distribution(kind, unoptimized):
     # 50 evaluations of the velocity
     np.testing.assert_allclose(log_q, network.normal.log_prob(x, contexts), atol=2e-3)
 
-    for ratio in (3.0, 0.5, 0.02):
-        level = network.level(jnp.asarray(ratio))
-        np.testing.assert_allclose(level.noise / level.data, ratio, rtol=1e-4)
-        noisy = level.data**2 * covariance + level.noise**2 * jnp.eye(2)
-        exact = -jnp.linalg.solve(noisy, (x - level.data * mean)[..., None])[..., 0]
-        found = network.score(jnp.full(4, level.time), x, contexts)
+    for t in (0.25, 0.67, 0.98):
+        data, noise = path(t)
+        noisy = data**2 * covariance + noise**2 * jnp.eye(2)
+        exact = -jnp.linalg.solve(noisy, (x - data * mean)[..., None])[..., 0]
+        found = network.score(jnp.full(4, t), x, contexts)
         np.testing.assert_allclose(found, exact, rtol=2e-3, atol=2e-3)
 
 
