@@ -28,6 +28,8 @@ def flat_slcp(x: ArrayLike | None = None) -> None:
 
 
 FLAT: dict[str, Callable[..., None]] = {"two_moons": two_moons, "slcp": flat_slcp}
+# with as many parameters as BayesFlow's: of five variables, all couplings here transform three
+WIDTHS = {"two_moons": protocol.WIDTHS, "slcp": (118, 118)}
 
 
 class NumPyroAmortized:
@@ -86,7 +88,7 @@ def equal_network(task: str, seed: int) -> NumPyroAmortized:
     """BayesFlow's network, batch and steps; like there, nothing is held out."""
     spline = npa.networks.Spline(bins=protocol.BINS)
     network = partial(
-        npa.networks.CouplingFlow, transform=spline, depth=protocol.DEPTH, widths=protocol.WIDTHS
+        npa.networks.CouplingFlow, transform=spline, depth=protocol.DEPTH, widths=WIDTHS[task]
     )
     options = {
         "epochs": protocol.NUM_EPOCHS,
