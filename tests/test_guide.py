@@ -259,6 +259,7 @@ def parts_of_width(y):
     numpyro.sample("y", dist.Normal(width * share[0], 1), obs=y)
 
 
+@pytest.mark.verify
 def test_the_flow_of_a_bound_guide(approximate):
     """Its log-determinant is that of the Jacobian; densities are those of the model and of q."""
     y, model = 0.5, parts_of_width

@@ -80,6 +80,7 @@ def test_resampled_draws_are_of_the_exact_posterior(result, data):
     assert abs((steps[:, 1:] * steps[:, :-1]).mean()) < 5 * 1e5**-0.5
 
 
+@pytest.mark.verify
 def test_weights_repair_a_poor_approximator(approximate, unoptimized):
     """An approximator that is hardly trained gives the mean, the evidence, and warns of itself."""
     keep = np.array([True, False, True])

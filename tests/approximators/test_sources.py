@@ -72,6 +72,7 @@ def test_posterior(source, tmp_path):
     assert abs(log_q.mean() + entropy) < 0.12
 
 
+@pytest.mark.verify
 def test_inference_data_without_a_model():
     simulator = npa.make_simulator([prior, likelihood])
     approximator = npa.ContinuousApproximator(simulator, adapter=adapter(), **OPTIONS)

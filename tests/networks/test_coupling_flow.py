@@ -54,7 +54,7 @@ def kind(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.verify), 3])
 def size(request):
     return request.param
 

@@ -28,6 +28,7 @@ def circular(t):
         pytest.param(FlowMatching, linear),
     ],
 )
+@pytest.mark.verify
 def test_without_correction_it_is_the_normal_distribution(kind, path, unoptimized):
     """What the networks predict is zero at first."""
     network = kind(2, 3, widths=(4,), normal=True, rngs=nnx.Rngs(0))
