@@ -255,10 +255,8 @@ class AmortizedGuide(AutoGuide):
             for name, site in trace.items()
             if name in inferred or site["type"] == "plate"
         }
-        sizes = {name: site["args"][0] for name, site in trace.items() if site["type"] == "plate"}
-        frames = [f for name in inferred for f in trace[name]["cond_indep_stack"]]
-        self._prototype_frame_full_sizes = sizes
-        self._prototype_frames = {f.name: f for f in frames if f.size != sizes[f.name]}
+        self._prototype_frame_full_sizes = _plate_sizes(trace)
+        self._prototype_frames = _subsampled(trace, inferred)
 
     def _check_latents(self, trace: Mapping[str, Any]) -> None:
         names = self.approximator.inferred_sites
@@ -377,19 +375,27 @@ class AmortizedGuide(AutoGuide):
 
     def _refuse_subsamples(self, trace: Mapping[str, Any]) -> None:
         """Some of the data do not tell the latents that all of them share."""
-        sizes = {name: site["args"][0] for name, site in trace.items() if site["type"] == "plate"}
-        own = [s for name, s in trace.items() if name in self.approximator.sites]
-        frames = [f for s in own for f in s.get("cond_indep_stack", ())]
-        for frame in frames:
-            if frame.size != sizes[frame.name]:
-                raise ValueError(
-                    f"AmortizedGuide: the model sees {frame.size} of {sizes[frame.name]} members "
-                    f"of plate '{frame.name}', but the global latents need the full data. Bind "
-                    "them: AmortizedGuide(model, approximator, observed={...})."
-                )
+        own = [name for name in trace if name in self.approximator.sites]
+        for frame in _subsampled(trace, own).values():
+            raise ValueError(
+                f"AmortizedGuide: the model sees {frame.size} of {_plate_sizes(trace)[frame.name]} "
+                f"members of plate '{frame.name}', but the global latents need the full data. Bind "
+                "them: AmortizedGuide(model, approximator, observed={...})."
+            )
 
 
 AutoContinuous.register(AmortizedGuide)  # NeuTraReparam asks for one
+
+
+def _plate_sizes(trace: Mapping[str, Any]) -> dict[str, int]:
+    return {name: site["args"][0] for name, site in trace.items() if site["type"] == "plate"}
+
+
+def _subsampled(trace: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The frames of plates around some sites of which the trace holds not all members."""
+    sizes = _plate_sizes(trace)
+    frames = [f for name in names for f in trace[name].get("cond_indep_stack", ())]
+    return {f.name: f for f in frames if f.size != sizes[f.name]}
 
 
 def _is_latent(site: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array, random
 
 from numpyro_amortized.adapters.adapter import Adapter
-from numpyro_amortized.approximators.conditions import as_numbers
+from numpyro_amortized.approximators.conditions import as_numbers, given_names
 from numpyro_amortized.approximators.sources import Source
 from numpyro_amortized.datasets import (
     Batch,
@@ -59,8 +59,7 @@ class Recipe(NamedTuple):
 
     def keeping_given(self) -> "Recipe":
         """The same, with what inference conditions on kept as it is."""
-        given = [s.name for s in self.sites.values() if s.is_given]
-        return self._replace(kept=tuple(dict.fromkeys((*self.kept, *given))))
+        return self._replace(kept=tuple(dict.fromkeys((*self.kept, *given_names(self.sites)))))
 
     def checked(self, bank: Bank, argument: str) -> OfflineDataset:
         """A bank of the sites that the networks see, and of others that the model has.
@@ -96,23 +95,15 @@ def training_inputs(
     dataset = _resolved(recipe, dataset, workers)
     if validation is None and isinstance(dataset, OnlineDataset | HostDataset):
         validation = 0  # no simulation is seen twice: the losses are those of new ones
+    if num_moves and not isinstance(dataset, OfflineDataset):
+        raise ValueError(_no_moves(dataset, num_moves))
     if isinstance(dataset, DiskDataset):
-        if num_moves:
-            raise ValueError(
-                f"rejuvenation: expected 0, since the bank is on disk, got {num_moves}; moves need "
-                "an OfflineDataset."
-            )
         recipe.checked(dataset.head(1), "dataset")
         dataset = dataset.select(*recipe.needed)
         if not isinstance(validation, Mapping) and validation != 0:
             dataset, rest = dataset.split(split_key, validation or _share(len(dataset)))
             validation = rest.arrays
     if not isinstance(dataset, OfflineDataset):
-        if num_moves:
-            raise ValueError(
-                "rejuvenation: expected 0, since simulations are new in every batch, got "
-                f"{num_moves}; moves need a bank: fit(..., dataset=simulator.sample(key, 10_000))."
-            )
         return dataset.map(recipe.forward), validation, 0
     whole = recipe.checked(dataset.arrays, "dataset")
     finite = whole.finite(ignore=recipe.adapter.may_be_missing)
@@ -129,6 +120,15 @@ def training_inputs(
         validation = rest.arrays
     moved = _rejuvenated(recipe, finite, num_moves)
     return moved.map(recipe.forward), validation, dropped
+
+
+def _no_moves(dataset: Dataset, num_moves: int) -> str:
+    if isinstance(dataset, DiskDataset):
+        reason, needed = "the bank is on disk", "an OfflineDataset"
+    else:
+        reason = "simulations are new in every batch"
+        needed = "a bank: fit(..., dataset=simulator.sample(key, 10_000))"
+    return f"rejuvenation: expected 0, since {reason}, got {num_moves}; moves need {needed}."
 
 
 def _share(num_simulations: int) -> int:

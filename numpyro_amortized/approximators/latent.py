@@ -62,8 +62,7 @@ class LatentApproximator(Approximator):
 
     @property
     def _needed_sites(self) -> tuple[str, ...]:
-        given = [site.name for site in self.sites.values() if site.is_given]
-        return (*self.inferred_sites, *given)
+        return (*self.inferred_sites, *given_names(self.sites))
 
     @property
     def num_variables(self) -> int:

@@ -12,13 +12,13 @@ from flax import nnx
 from jax import Array, lax, random
 from jax.typing import ArrayLike
 
-from numpyro_amortized.approximators.conditions import check_positive
-from numpyro_amortized.approximators.vector_density import VectorDensity
+from numpyro_amortized.approximators.conditions import check_positive, given_names
 from numpyro_amortized.datasets import Batch
 
 if TYPE_CHECKING:
     from numpyro_amortized.approximators.base import Approximator
     from numpyro_amortized.approximators.density import DensityApproximator
+    from numpyro_amortized.approximators.vector_density import VectorDensity
 
 __all__ = ["SelfConsistency"]
 
@@ -99,7 +99,7 @@ class SelfConsistency:
         def penalty(modules: nnx.Dict, rng_key: Array, inputs: Batch) -> Array:
             simulated_key, choice_key, real_key = random.split(rng_key, 3)
             kept: Any = inputs["site_values"]
-            names = _given(density.approximator)
+            names = given_names(density.approximator.sites)
             simulated = {name: kept[name][: self.num_datasets] for name in names}
             loss = self._mean_variance(density, modules, simulated_key, simulated)
             if data is not None:
@@ -112,7 +112,7 @@ class SelfConsistency:
         return penalty
 
     def _mean_variance(
-        self, density: VectorDensity, modules: nnx.Dict, rng_key: Array, given: Batch
+        self, density: "VectorDensity", modules: nnx.Dict, rng_key: Array, given: Batch
     ) -> Array:
         """Over data sets, the mean variance over draws of log joint density less log posterior."""
         network = density.approximator.density(modules)
@@ -137,7 +137,7 @@ def _variance(log_p: Array, log_q: Array) -> Array:
     return squares.sum(0) / jnp.maximum(count - 1, 1)
 
 
-def _density(approximator: "Approximator") -> VectorDensity:
+def _density(approximator: "Approximator") -> "VectorDensity":
     """The joint density of an approximator's model.
 
     :raises TypeError: where it has no density, or is none of a model.
@@ -165,12 +165,12 @@ def _density(approximator: "Approximator") -> VectorDensity:
             f"{varying.low} to {varying.high}, and densities are those of one size."
         )
     may_be_missing = approximator.adapter.may_be_missing
-    if missing := [name for name in _given(approximator) if name in may_be_missing]:
+    if missing := [name for name in given_names(approximator.sites) if name in may_be_missing]:
         raise ValueError(
             f"self_consistency: expected data that are complete, but values of {missing} may be "
             "missing, and the model's density at missing values is not known."
         )
-    return VectorDensity(approximator, approximator.predictive)
+    return approximator.vector_density(approximator.predictive)
 
 
 def _batch(approximator: "DensityApproximator", data: Mapping[str, ArrayLike]) -> Batch:
@@ -181,8 +181,3 @@ def _batch(approximator: "DensityApproximator", data: Mapping[str, ArrayLike]) -
             "axis: {name: value[None] for name, value in data.items()}."
         )
     return checked.values
-
-
-def _given(approximator: "DensityApproximator") -> list[str]:
-    """Names of observed sites and context."""
-    return [site.name for site in approximator.sites.values() if site.is_given]

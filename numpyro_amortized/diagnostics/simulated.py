@@ -11,7 +11,11 @@ from jax import Array, random
 from jax.typing import ArrayLike
 
 from numpyro_amortized.adapters.adapter import Adapter
-from numpyro_amortized.approximators.conditions import check_num_samples, check_positive
+from numpyro_amortized.approximators.conditions import (
+    check_num_samples,
+    check_positive,
+    given_names,
+)
 from numpyro_amortized.approximators.sources import Source
 from numpyro_amortized.simulators.base import Simulator, typed_key
 from numpyro_amortized.simulators.model import ModelSimulator
@@ -142,7 +146,7 @@ def simulations_of(
         )
     if simulations is None:
         simulations = approximator.source.sample(rng_key, num_datasets)  # type: ignore[union-attr]
-    given = [site.name for site in approximator.sites.values() if site.is_given]
+    given = given_names(approximator.sites)
     names = [*_checked_sites(approximator), *given]
     if missing := [name for name in names if name not in simulations]:
         raise ValueError(f"simulations: expected values of {names}, missing: {missing}.")

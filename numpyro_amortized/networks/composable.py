@@ -148,11 +148,7 @@ class Composable(DensityNetwork):
 
 def _denoised(predict: Prediction, level: Mixture, x: Array) -> tuple[Array, Array]:
     """Scores, and precisions of the variables given noisy states by the slopes of the scores."""
-
-    def score(x: Array) -> Array:
-        return -level.noise_in(x, predict(x, level)) / level.noise
-
-    value, slopes = _with_slopes(score, x)
+    value, slopes = _with_slopes(lambda x: level.score(x, predict(x, level)), x)
     eye = jnp.eye(x.shape[-1], dtype=x.dtype)
     # a covariance is noise^2 / data^2 (1 + noise^2 d score / dx), by Tweedie's formula
     noise = level.noise[..., None]

@@ -50,9 +50,10 @@ class Mixture(NamedTuple):
         ratio = (self.noise**2 + _LEAST_NOISE**2) / (self.data**2 + _LEAST_DATA**2)
         return 0.5 * jnp.log(ratio)[..., 0]
 
-    def noise_in(self, x: Array, prediction: Array) -> Array:
-        """Expected noise ``E[x0 | x]`` of a mixture and the network's prediction for it."""
-        return self.noise * x + self.data * prediction
+    def score(self, x: Array, prediction: Array) -> Array:
+        """The score at a mixture, of which the network's prediction tells the noise."""
+        expected_noise = self.noise * x + self.data * prediction
+        return -expected_noise / self.noise
 
 
 def normal_prediction(mean: Array, factor: Array, x: Array, mixture: Mixture) -> Array:

@@ -136,12 +136,10 @@ class CouplingFlow(DensityNetwork):
             rngs=rngs,
         )
         # of an odd number, both couplings of a pair transform the larger half: equal shapes are
-        # one program
+        # one program; a single variable needs no second one
         given = size // 2
         swap = np.roll(np.arange(size), size - given)
-        orders = [order for _ in range(depth) for order in (_shuffle(size, rngs), swap)]
-        if size == 1:
-            orders = orders[::2]
+        orders = [order for _ in range(depth) for order in (_shuffle(size, rngs), swap)[:size]]
         # lists of one: the parameters keep the names that they have in saved files
         self.layers = stack([nnx.List([coupling(order, given)]) for order in orders])
 

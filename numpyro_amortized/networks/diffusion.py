@@ -121,8 +121,7 @@ class DiffusionModel(ContinuousFlow):
         :param context: shape ``(*batch, condition_size)``. Batch axes broadcast.
         """
         mixture = _mixture(jnp.maximum(_angle(jnp.asarray(t, x.dtype)), _LEAST_ANGLE))
-        prediction = self.prediction(context)(x, mixture)
-        return -mixture.noise_in(x, prediction) / mixture.noise
+        return mixture.score(x, self.prediction(context)(x, mixture))
 
     def conditional_velocity(self, predict: Prediction) -> Velocity:
         def velocity(t: Array, x: Array) -> Array:

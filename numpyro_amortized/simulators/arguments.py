@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.primitives import Messenger
 
-__all__ = ["Arguments", "Run", "is_array", "model_signature"]
+__all__ = ["Arguments", "Run", "is_array", "model_parameters", "model_signature"]
 
 Run = Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any]]
 
@@ -71,11 +71,16 @@ def is_array(leaf: Any) -> bool:
     return numeric and (leaf.dtype == bool or jnp.issubdtype(leaf.dtype, jnp.number))
 
 
-def _positional_names(model: Callable[..., Any]) -> list[str]:
+def model_parameters(model: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """:return: the parameters of a model, ``None`` where they are not known."""
     try:
-        parameters = inspect.signature(model).parameters.values()
+        return list(inspect.signature(model).parameters.values())
     except (TypeError, ValueError):
-        return []
+        return None
+
+
+def _positional_names(model: Callable[..., Any]) -> list[str]:
+    parameters = model_parameters(model) or []
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 

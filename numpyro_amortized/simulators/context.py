@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model is called with, drawn anew for every simulation."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, random
 
+from numpyro_amortized.simulators.arguments import model_parameters
 from numpyro_amortized.simulators.tracing import Site
 
 __all__ = ["Context", "context_sites"]
@@ -51,7 +51,7 @@ def _check_names(
     args: tuple[Any, ...],
     passed: Mapping[str, Any],
 ) -> None:
-    parameters = _parameters(model)
+    parameters = model_parameters(model)
     first = (parameters or [])[: len(args)]
     taken = [*passed, *(p.name for p in first if p.kind is not p.VAR_POSITIONAL)]
     if twice := [name for name in names if name in taken]:
@@ -65,11 +65,3 @@ def _check_names(
         raise ValueError(
             f"context: it draws {unknown}, which are no arguments of the model; it takes {known}."
         )
-
-
-def _parameters(model: Callable[..., Any]) -> list[inspect.Parameter] | None:
-    """``None`` where they are not known."""
-    try:
-        return list(inspect.signature(model).parameters.values())
-    except (TypeError, ValueError):
-        return None
