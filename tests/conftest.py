@@ -110,7 +110,7 @@ def unoptimized() -> Iterator[None]:
 def approximate():
     """Makes an untrained approximator with small networks."""
 
-    def make(model, *args, network=FLOW, **kwargs) -> npa.ContinuousApproximator:
+    def make(model, *args, network=AFFINE, **kwargs) -> npa.ContinuousApproximator:
         options = {k: kwargs.pop(k) for k in ("sites", "sets") if k in kwargs}
         simulator = npa.ModelSimulator(model, *args, **kwargs)
         adapter = npa.Adapter.for_posterior(simulator, **options)
@@ -124,7 +124,7 @@ def approximate():
 @pytest.fixture(scope="session")
 def normal_mean(approximate) -> npa.ContinuousApproximator:
     """A set of ten normals with unknown mean, trained well."""
-    approximator = approximate(models.normal_mean, np.zeros(10))
+    approximator = approximate(models.normal_mean, np.zeros(10), network=FLOW)
     with optimizations(True):
         approximator.fit(random.key(0), epochs=40, progress_bar=False)
     return approximator
@@ -133,7 +133,8 @@ def normal_mean(approximate) -> npa.ContinuousApproximator:
 @pytest.fixture(scope="session")
 def regression(approximate) -> npa.ContinuousApproximator:
     """Normal regression with known covariates, trained well."""
-    approximator = approximate(models.regression, models.DESIGN, np.zeros(len(models.DESIGN)))
+    data = models.DESIGN, np.zeros(len(models.DESIGN))
+    approximator = approximate(models.regression, *data, network=FLOW)
     with optimizations(True):
         approximator.fit(random.key(0), epochs=40, progress_bar=False)
     return approximator

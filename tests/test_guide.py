@@ -118,6 +118,7 @@ def test_psis_diagnostic_trusts_it(guide):
     assert k < 0.7
 
 
+@pytest.mark.verify
 def test_starts_of_every_chain(bound):
     starts = bound.init_params(random.key(0), 3, *ARGS)
     assert starts["slope"].shape == (3, 2) and len(np.unique(starts["intercept"])) == 3

@@ -10,6 +10,7 @@ from scipy import stats
 
 import numpyro_amortized as npa
 from tests import models
+from tests.conftest import FLOW, SETS
 
 
 def log_evidence(y):
@@ -84,7 +85,7 @@ def test_resampled_draws_are_of_the_exact_posterior(result, data):
 def test_weights_repair_a_poor_approximator(approximate, unoptimized):
     """An approximator that is hardly trained gives the mean, the evidence, and warns of itself."""
     keep = np.array([True, False, True])
-    approximator = approximate(models.masked, np.zeros(3), keep)
+    approximator = approximate(models.masked, np.zeros(3), keep, network=FLOW)
     approximator.fit(random.key(0), epochs=1, num_batches=100, progress_bar=False)
     y = np.array([0.5, 100.0, 1.0])
     result = npa.importance_sample(random.key(1), approximator, {"y": y}, 4000)
@@ -103,8 +104,6 @@ def noisy_mean(n, x=None):
 
 @pytest.mark.verify
 def test_sizes_that_vary(unoptimized, compilations):
-    from tests.conftest import FLOW, SETS
-
     simulator = npa.ModelSimulator(noisy_mean, observed=("x",), sizes={"n": (2, 6)})
     approximator = npa.ContinuousApproximator(
         simulator, inference_network=FLOW, summary_network=SETS

@@ -108,6 +108,7 @@ def bimodal(**options):
     return approximator
 
 
+@pytest.mark.verify
 def test_chains_give_modes_their_weights(unoptimized):
     """Modes of the network that are too narrow for importance weights, and of wrong weights."""
     approximator = bimodal(scale=0.03)

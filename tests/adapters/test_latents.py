@@ -17,6 +17,7 @@ from jax import random
 import numpyro_amortized as npa
 from tests import models
 
+NUM_DRAWS = 2000  # as many as an adapter's pilots, whose program then serves again
 MODELS = {
     "constrained": (models.constrained, (np.zeros(4),)),
     "bounded pair": (models.bounded_pair, (0.0,)),
@@ -62,7 +63,7 @@ def independent(simulator, name, x):
 
 def check_round_trip(simulator, adapter, tolerance):
     """Typical values: the middle 98 % of the prior of each unconstrained number."""
-    latents = latents_of(simulator, simulator.sample(random.key(3), 500))
+    latents = latents_of(simulator, simulator.sample(random.key(3), NUM_DRAWS))
     vector = jax.jit(adapter.forward)(latents)["inference_variables"]
     low, high = np.quantile(vector, [0.01, 0.99], axis=0)
     typical = np.asarray(((vector >= low) & (vector <= high)).all(-1))
@@ -113,7 +114,7 @@ def test_round_trip_in_double_precision():
 @pytest.mark.parametrize("prior_to_normal", [True, False])
 def test_no_vector_leaves_the_support(setup, prior_to_normal):
     simulator, adapter = setup("constrained", prior_to_normal)
-    size = size_of(adapter, latents_of(simulator, simulator.sample(random.key(0), 1)))
+    size = size_of(adapter, latents_of(simulator, simulator.sample(random.key(0), NUM_DRAWS)))
     vectors = 2 * random.normal(random.key(1), (100_000, size))
     latents = jax.jit(adapter.inverse)({"inference_variables": vectors})
     assert all(bool(jnp.isfinite(x).all()) for x in latents.values())
@@ -124,7 +125,8 @@ def test_no_vector_leaves_the_support(setup, prior_to_normal):
 @pytest.mark.parametrize("name", ["constrained", "bounded pair", "eight schools"])
 def test_log_det_is_that_of_autodiff(setup, name, prior_to_normal):
     simulator, adapter = setup(name, prior_to_normal)
-    latents = latents_of(simulator, simulator.sample(random.key(4), 20))
+    draws = latents_of(simulator, simulator.sample(random.key(4), NUM_DRAWS))
+    latents = {name: x[:20] for name, x in draws.items()}
     vectors = jax.jit(adapter.forward)(latents)["inference_variables"]
 
     def coordinates(vector):
@@ -171,7 +173,7 @@ def test_prior_is_standard_normal(setup):
 
 def test_order_is_that_of_the_trace(setup):
     simulator, adapter = setup("eight schools")
-    latents = latents_of(simulator, simulator.sample(random.key(0), 3))
+    latents = latents_of(simulator, simulator.sample(random.key(0), NUM_DRAWS))
     backwards = dict(reversed(latents.items()))
     np.testing.assert_array_equal(
         adapter(latents)["inference_variables"], adapter(backwards)["inference_variables"]
@@ -240,9 +242,10 @@ def test_batch_axes_must_agree(setup):
 
 def test_any_batch_axes_jit_and_grad(setup):
     simulator, adapter = setup("bounded pair")
-    latents = latents_of(simulator, simulator.sample(random.key(0), (2, 3)))
+    latents = latents_of(simulator, simulator.sample(random.key(0), (2, NUM_DRAWS // 2)))
     vector = adapter(latents)["inference_variables"]
-    assert vector.shape == (2, 3, 2) and adapter.log_det_jac(latents).shape == (2, 3)
+    shape = (2, NUM_DRAWS // 2)
+    assert vector.shape == (*shape, 2) and adapter.log_det_jac(latents).shape == shape
     np.testing.assert_allclose(
         jax.jit(adapter.forward)(latents)["inference_variables"], vector, rtol=1e-5, atol=1e-5
     )

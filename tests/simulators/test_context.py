@@ -10,6 +10,7 @@ import pytest
 from jax import random
 
 import numpyro_amortized as npa
+from tests.conftest import FLOW
 
 MEMBERS = 6
 
@@ -85,7 +86,7 @@ def test_priors_may_depend_on_the_context():
 
 @pytest.mark.verify
 def test_posterior_is_amortized_over_the_context(approximate):
-    approximator = approximate(line, observed=("y",), context=scales)
+    approximator = approximate(line, observed=("y",), context=scales, network=FLOW)
     approximator.fit(random.key(0), epochs=12, num_batches=100, progress_bar=False)
     truth = approximator.source.sample(random.key(1), 200)
     conditions = {name: truth[name] for name in ("x", "scale", "y")}

@@ -124,6 +124,7 @@ def test_other_sizes_compile_no_network_again(trained, compilations):
     assert len(compilations) - before <= 2
 
 
+@pytest.mark.verify
 def test_inference_data_has_the_size_of_the_data(trained):
     tree = trained.to_inference_data(random.key(5), {"x": np.ones(6)}, num_samples=40)
     assert tree["observed_data"]["x"].shape == (6,)

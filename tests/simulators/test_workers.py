@@ -77,6 +77,7 @@ def test_errors_that_cannot_be_pickled_surface():
     assert caught.value.__notes__ == ["Simulation 5 failed in function 'unstable'."]
 
 
+@pytest.mark.verify
 def test_ragged_outputs_of_different_workers_are_named(two_workers):
     counter = LambdaSimulator(lambda shape, rng: {"n": np.arange(shape[0]) // 4}, is_batched=True)
     simulator = SequentialSimulator([counter, lambda n, rng: {"x": np.zeros(n + 1)}])

@@ -9,13 +9,14 @@ from numpyro.infer.reparam import NeuTraReparam
 
 import numpyro_amortized as npa
 from tests import models
+from tests.conftest import FLOW
 
 pytestmark = pytest.mark.verify
 
 
 def test_the_flow_takes_nuts_to_the_exact_posterior(approximate):
     """Of a network that has hardly been trained: NUTS corrects what it lacks."""
-    approximator = approximate(models.regression, models.DESIGN, np.zeros(6))
+    approximator = approximate(models.regression, models.DESIGN, np.zeros(6), network=FLOW)
     approximator.fit(random.key(0), epochs=1, num_batches=50, progress_bar=False)
     y = np.asarray(approximator.source.sample(random.key(3), 1)["y"])[0]
     guide = npa.AmortizedGuide(models.regression, approximator, observed={"y": y})

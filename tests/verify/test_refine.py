@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 import numpyro_amortized as npa
 from tests import models
 from tests.bimodal import TwoNormals, squared
+from tests.conftest import FLOW
 
 pytestmark = pytest.mark.verify
 
@@ -33,7 +34,8 @@ def test_conjugate_models_are_accepted(normal_mean, regression):
 @pytest.mark.parametrize("shift", [0.0, 5.0, 50.0])
 def test_ten_steps_of_training_end_at_the_exact_posterior(approximate, shift):
     """Three correlated latents; the data lie up to a hundred standard deviations off."""
-    approximator = approximate(models.regression, models.DESIGN, np.zeros(len(models.DESIGN)))
+    data = models.DESIGN, np.zeros(len(models.DESIGN))
+    approximator = approximate(models.regression, *data, network=FLOW)
     approximator.fit(random.key(0), epochs=1, num_batches=10, progress_bar=False)
     y = (
         np.asarray(approximator.source.sample(random.key(3), 1)["y"])[0]
@@ -81,7 +83,7 @@ def clusters(y):
 
 def test_discrete_latents_are_summed_out(approximate):
     y = np.array([0.8, -1.2, 1.1, -0.7, -0.9, -1.4])
-    approximator = approximate(clusters, y)
+    approximator = approximate(clusters, y, network=FLOW)
     approximator.fit(random.key(0), epochs=1, num_batches=10, progress_bar=False)
     tree = npa.refine(random.key(1), approximator, {"y": y}, num_samples=8000)
     assert tree["sample_stats"]["step"] != "unresolved"
