@@ -22,11 +22,14 @@ from numpyro_amortized.diagnostics.misspecification import (
 from numpyro_amortized.diagnostics.page import Check, Picture
 from numpyro_amortized.diagnostics.plots import (
     loss,
+    plot_bayes_factors,
     plot_calibration,
     plot_classifier_calibration,
+    plot_confusion_matrix,
     plot_contraction,
     plot_coverage,
     plot_misspecification,
+    plot_pareto_k,
     plot_recovery,
 )
 from numpyro_amortized.diagnostics.recovery import contraction, recovery
@@ -34,6 +37,7 @@ from numpyro_amortized.diagnostics.report import Report, report
 from numpyro_amortized.diagnostics.simulated import PosteriorDraws, posterior_draws
 from numpyro_amortized.diagnostics.two_sample import c2st, mmd
 from numpyro_amortized.diagnostics.uniformity import holm, uniformity_test
+from numpyro_amortized.diagnostics.weights import importance_weights
 
 __all__ = [
     "Check",
@@ -49,16 +53,20 @@ __all__ = [
     "coverage",
     "highest_density_interval",
     "holm",
+    "importance_weights",
     "loss",
     "mahalanobis",
     "misspecification",
     "mmd",
     "pit_values",
+    "plot_bayes_factors",
     "plot_calibration",
     "plot_classifier_calibration",
+    "plot_confusion_matrix",
     "plot_contraction",
     "plot_coverage",
     "plot_misspecification",
+    "plot_pareto_k",
     "plot_recovery",
     "posterior_draws",
     "recovery",

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "loss",
+    "plot_bayes_factors",
     "plot_calibration",
     "plot_classifier_calibration",
+    "plot_confusion_matrix",
     "plot_contraction",
     "plot_coverage",
     "plot_misspecification",
+    "plot_pareto_k",
     "plot_recovery",
 ]
 
@@ -227,6 +230,93 @@ def plot_classifier_calibration(
     collection.map(visuals.scatter_xy, "points")
     errors = calibration["expected_calibration_error"].assign_coords(model=_names(pairs))
     _axes(collection, "predicted", "share", errors.to_dataset("model"), ", error = {:.2f}".format)
+    return collection
+
+
+def plot_confusion_matrix(
+    confusion: "xarray.Dataset", *, backend: str | None = None
+) -> "PlotCollection":
+    """How often each model is the most probable one, in a row for each true model.
+
+    Rows add up to one. The darker a cell, the greater its share. A title such as "a as b" says that
+    data of a are taken for those of b.
+
+    :param confusion: the result of :func:`confusion_matrix`.
+    :param backend: of ArviZ's plots.
+    """
+    from arviz_base import rcParams
+    from arviz_plots import PlotCollection, visuals
+
+    shares = confusion[["share"]].fillna(0.0)
+    size = 1.5 * shares.sizes["true_model"] + 1
+    collection = PlotCollection.grid(
+        shares,
+        rows=["true_model"],
+        cols=["predicted_model"],
+        backend=backend or rcParams["plot.backend"],
+        figure_kwargs={"figsize": (size + 0.5, size), "figsize_units": "inches"},
+    )
+
+    def cell(da: "xarray.DataArray", target: Any, **kwargs: Any) -> Any:
+        edges = {"x": np.array([0.0, 1]), "y_bottom": 0.0, "y_top": 1.0}
+        return visuals.fill_between_y(da, target, alpha=float(da), **edges, **kwargs)
+
+    collection.map(cell, "cell", color="C0")
+    options: Any = {"x": 0.5, "y": 0.5, "horizontal_align": "center", "vertical_align": "center"}
+    collection.map(visuals.annotate_xy, "number", text=lambda share: f"{share:.2f}", **options)
+    for set_limits in (visuals.set_xlim, visuals.set_ylim):
+        collection.map(set_limits, "limits", limits=(0.0, 1.0), store_artist=False)
+    for axis in ("x", "y"):
+        collection.map(visuals.remove_ticks, "ticks", axis=axis, store_artist=False)
+
+    def title(da: "xarray.DataArray", target: Any, sel: Any, **_: Any) -> Any:
+        text = f"{sel['true_model']} as {sel['predicted_model']}"
+        return visuals.labelled_title(da, target, text=text, size=8)
+
+    collection.map(title, "title", subset_info=True)
+    return collection
+
+
+def plot_bayes_factors(
+    factors: "xarray.Dataset", *, backend: str | None = None
+) -> "PlotCollection":
+    """Log Bayes factors of each model against the first, beside the exact ones.
+
+    :param factors: the result of :func:`bayes_factors`. Data sets in which a model is impossible
+        have no finite ones and are left out.
+    :param backend: of ArviZ's plots.
+    """
+    import xarray
+    from arviz_plots import visuals
+
+    pairs = xarray.concat([factors["exact"], factors["estimated"]], dim="plot_axis")
+    others = pairs.where(np.isfinite(pairs)).isel(model=slice(1, None))
+    models = others.assign_coords(plot_axis=["x", "y"], model=_names(others))
+    ds = models.to_dataset("model")
+    collection = _panels(ds, ["plot_axis", "dataset"], backend, share=False)
+    collection.map(visuals.scatter_xy, "points", alpha=0.4)
+    collection.map(_diagonal, "diagonal", color="gray", linestyle="--")
+    errors = factors["rmse"].isel(model=slice(1, None)).assign_coords(model=_names(others))
+    _axes(collection, "exact", "estimated", errors.to_dataset("model"), ", rmse = {:.2f}".format)
+    return collection
+
+
+def plot_pareto_k(weights: "xarray.Dataset", *, backend: str | None = None) -> "PlotCollection":
+    """Pareto k-hat of each data set, and the threshold of those whose weights can be trusted.
+
+    :param weights: the result of :func:`importance_weights`.
+    :param backend: of ArviZ's plots.
+    """
+    import xarray
+    from arviz_plots import visuals
+
+    k = weights[["pareto_k"]]
+    finite = k.where(np.isfinite(k))
+    collection = _panels(finite, ["dataset"], backend)
+    collection.map(visuals.scatter_xy, "points", x=finite["dataset"], alpha=0.6)
+    threshold = xarray.Dataset({"pareto_k": weights.attrs["threshold"]})
+    collection.map(visuals.hline, "threshold", data=threshold, color="gray", linestyle="--")
+    _axes(collection, "data set", "k-hat")
     return collection
 
 

@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax import Array, random
 from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
+from numpyro_amortized.approximators.density import DensityApproximator
 from numpyro_amortized.diagnostics.calibration import Quantity, simulation_based_calibration
 from numpyro_amortized.diagnostics.misspecification import SummarizingApproximator, misspecification
 from numpyro_amortized.diagnostics.page import Check, page
@@ -24,7 +25,9 @@ from numpyro_amortized.diagnostics.verdicts import (
     recovery_check,
     tarp_check,
     training_check,
+    weights_check,
 )
+from numpyro_amortized.diagnostics.weights import importance_weights
 from numpyro_amortized.simulators.base import typed_key
 from numpyro_amortized.training import History
 
@@ -77,7 +80,7 @@ def report(
     :param progress_bar: whether to show one.
     :return: the path and the checks.
     """
-    sbc_key, draw_key, tarp_key, data_key = random.split(typed_key(rng_key), 4)
+    sbc_key, draw_key, tarp_key, data_key, weight_key = random.split(typed_key(rng_key), 5)
 
     def calibrated() -> list[Check]:
         tree = simulation_based_calibration(
@@ -117,9 +120,21 @@ def report(
         )
         return [misspecification_check(result)]
 
+    def weighed() -> list[Check]:
+        return _weights_checks(
+            weight_key,
+            approximator,
+            {"simulations": None} | ({} if conditions is None else {"your data sets": conditions}),
+            num_datasets=num_datasets,
+            num_samples=num_samples,
+            simulations=simulations,
+            batch_size=batch_size,
+        )
+
     steps: dict[str, Callable[[], list[Check]]] = {"calibration": calibrated, "draws": from_draws}
     if conditions is not None:
         steps["data"] = partial(compared, conditions)
+    steps["weights"] = weighed
     if history is not None:
         steps["training"] = lambda: [training_check(history)]
     checks: list[Check] = []
@@ -131,6 +146,25 @@ def report(
     path = Path(path)
     path.write_text(page("Diagnostics", repr(approximator), checks), encoding="utf-8")
     return Report(path, tuple(checks))
+
+
+def _weights_checks(
+    rng_key: Array,
+    approximator: SummarizingApproximator,
+    datasets: Mapping[str, Mapping[str, ArrayLike] | None],
+    **options: Any,
+) -> list[Check]:
+    """Of simulations and of data, or the reason why there are none."""
+    if not isinstance(approximator, DensityApproximator):
+        return [Check("Importance weights", None, "Not available: there is no density.")]
+    try:
+        found = {
+            of: importance_weights(rng_key, approximator, conditions, **options)
+            for of, conditions in datasets.items()
+        }
+    except (TypeError, ValueError) as error:  # the model's own density is not known
+        return [Check("Importance weights", None, f"Not available: {error}")]
+    return [weights_check(weights, of=of) for of, weights in found.items()]
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from numpyro_amortized.simulators.tracing import Site
 
 __all__ = [
     "DrawsApproximator",
+    "LearnedFrom",
     "PosteriorDraws",
     "Simulations",
     "check_draws",
@@ -32,8 +33,8 @@ __all__ = [
 ]
 
 
-class DrawsApproximator(Protocol):
-    """What the diagnostics need of an approximator: a source to simulate from, and draws."""
+class LearnedFrom(Protocol):
+    """What simulating needs of an approximator: its source, and what it infers."""
 
     @property
     def source(self) -> Source:
@@ -50,6 +51,10 @@ class DrawsApproximator(Protocol):
     @property
     def inferred_sites(self) -> tuple[str, ...]:
         """Names of the latents whose posterior it draws from."""
+
+
+class DrawsApproximator(LearnedFrom, Protocol):
+    """What most diagnostics need of an approximator: a source to simulate from, and draws."""
 
     def sample(
         self,
@@ -124,7 +129,7 @@ def posterior_draws(
 
 def simulations_of(
     rng_key: Array,
-    approximator: DrawsApproximator,
+    approximator: LearnedFrom,
     num_datasets: int,
     simulations: Mapping[str, ArrayLike] | None = None,
 ) -> Simulations:
@@ -193,7 +198,7 @@ def site_dims(site: Site) -> tuple[str, ...]:
     return tuple(dims)
 
 
-def _checked_sites(approximator: DrawsApproximator) -> list[str]:
+def _checked_sites(approximator: LearnedFrom) -> list[str]:
     """Inferred latents without those that are padded where the size of the data varies."""
     source = approximator.source
     varying = source.varying_size if isinstance(source, ModelSimulator) else None

@@ -26,6 +26,7 @@ __all__ = [
     "recovery_check",
     "tarp_check",
     "training_check",
+    "weights_check",
 ]
 
 _MOST_ELEMENTS, _MOST_PANELS = 12, 36  # in a picture; verdicts are about all elements
@@ -171,6 +172,28 @@ def training_check(history: History) -> Check:
     shown = plots.loss(history, backend="matplotlib")
     caption = "Losses of the epochs; the mark: where the parameters were kept."
     return Check("Training", None, verdict, (picture(shown, caption),))
+
+
+def weights_check(weights: "xarray.Dataset", *, of: str) -> Check:
+    """How far posteriors are from the exact ones; it cannot fail, since weights correct them.
+
+    :param of: whose data sets they are, such as "simulations".
+    """
+    k, threshold = weights["pareto_k"].values, weights.attrs["threshold"]
+    outside = np.flatnonzero(~(k <= threshold))
+    verdict = (
+        f"Pareto k-hat is at most {threshold:.2f} for {len(k) - len(outside)} of {len(k)} {of}, "
+        f"where importance weights correct what is left of errors; median k-hat "
+        f"{np.median(k):.2f}; median efficiency {float(weights['efficiency'].median()):.0%} of "
+        f"{int(weights.attrs['num_samples'])} draws."
+    )
+    if len(outside):
+        listed = f" The others, counted from 0: {outside[:10].tolist()}"
+        verdict += listed + (" and more." if len(outside) > 10 else ".")
+        verdict += " `npa.refine` ends at the exact posterior, or says that it could not."
+    shown = plots.plot_pareto_k(weights, backend="matplotlib")
+    caption = "k-hat of each data set, where finite; the line: the threshold."
+    return Check(f"Importance weights of {of}", None, verdict, (picture(shown, caption),))
 
 
 def _faults(pit: "xarray.Dataset", p_values: "xarray.Dataset") -> list[str]:

@@ -15,9 +15,13 @@ from jax import random
 from numpyro_amortized.diagnostics import (
     Check,
     Picture,
+    bayes_factors,
     classifier_calibration,
+    confusion_matrix,
     loss,
+    plot_bayes_factors,
     plot_classifier_calibration,
+    plot_confusion_matrix,
     report,
 )
 from numpyro_amortized.diagnostics.page import page, picture
@@ -49,6 +53,7 @@ def test_verdicts_of_the_exact_posterior(written):
         "Recovery": None,
         "Contraction and z-scores": None,
         "Your data": False,
+        "Importance weights": None,
         "Training": None,
     }
     assert not written.passed
@@ -120,3 +125,23 @@ def test_plot_of_classifier_calibration(tmp_path):
     points = collection.viz["points"]["0"].item().get_offsets()
     np.testing.assert_allclose(points, [[0.3, 0], [2.6 / 3, 2 / 3]])
     drawn(collection, tmp_path / "calibration.png")
+
+
+def test_plot_of_a_confusion_matrix(tmp_path):
+    probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.9, 0.1]])
+    truth = np.array([[1, 0], [0, 1], [0, 1], [1, 0]])
+    result = confusion_matrix(probs, truth, names=["a", "b"])
+    collection = plot_confusion_matrix(result, backend="matplotlib")
+    where = {"true_model": "b", "predicted_model": "a"}
+    assert collection.viz["number"]["share"].sel(where).item().get_text() == "0.50"
+    assert drawn(collection, tmp_path / "confusion.png").std() > 0
+
+
+def test_plot_of_bayes_factors(tmp_path):
+    evidences = np.log([[3.0, 1.0], [1.0, 2.0]])
+    probs = np.array([[0.9, 0.1], [0.6, 0.4]])
+    collection = plot_bayes_factors(bayes_factors(probs, evidences), backend="matplotlib")
+    points = collection.viz["points"]["1"].item().get_offsets()
+    expected = [[np.log(1 / 3), np.log(1 / 9)], [np.log(2), np.log(2 / 3)]]
+    np.testing.assert_allclose(points, expected)
+    drawn(collection, tmp_path / "factors.png")
