@@ -84,7 +84,7 @@ class Composable(DensityNetwork):
 
     def _mean_prediction(self, x: Array, level: Mixture) -> Array:
         """Zero, were the prior N(0, I) and the flow without error."""
-        return level.noise * self.mean(x, level.log_noise_level, self.mean.condition(x[..., :0]))
+        return self.mean(x, level.log_noise_level, self.mean.condition(x[..., :0]))
 
     def log_prob(self, variables: Array, context: Array) -> Array:
         return self.flow.log_prob(variables, context)

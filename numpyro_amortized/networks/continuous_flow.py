@@ -56,43 +56,21 @@ class Mixture(NamedTuple):
         return -expected_noise / self.noise
 
 
-class NormalPrediction(NamedTuple):
-    """What is known of a mixture where the variables are ``mean + factor @ z``, ``z`` normal.
+def normal_prediction(mean: Array, factor: Array, x: Array, mixture: Mixture) -> Array:
+    """What the network predicts where the variables are normal given the context.
 
-    :param whitened: expected ``z`` given the mixture, shape ``(*batch, size)``.
-    :param value: the prediction, shape ``(*batch, size)``.
-    :param gain: minus the change of the prediction with the expected score of ``z``, shape
-        ``(*batch, size, size)``: in proportion to the noise where there is little, since densities
-        are smooth.
+    :param mean: of the variables, shape ``(*batch, size)``.
+    :param factor: a root of their covariance, shape ``(*batch, size, size)``.
+    :param x: the mixture, shape ``(*batch, size)``.
+    :param mixture: shares of data and noise. Batch axes broadcast.
     """
-
-    whitened: Array
-    value: Array
-    gain: Array
-
-    @classmethod
-    def of(cls, mean: Array, factor: Array, x: Array, mixture: Mixture) -> "NormalPrediction":
-        """At mixtures ``(*batch, size)``.
-
-        :param mean: of the variables, shape ``(*batch, size)``.
-        :param factor: a root of their covariance, shape ``(*batch, size, size)``.
-        :param x: the mixture.
-        :param mixture: shares of data and noise. Batch axes broadcast.
-        """
-        data, noise = mixture.data[..., None], mixture.noise[..., None]
-        apply = partial(jnp.einsum, "...ij,...j->...i", precision="highest")
-        multiply = partial(jnp.matmul, precision="highest")
-        covariance = multiply(factor, jnp.swapaxes(factor, -1, -2))
-        inverse = jnp.linalg.inv(data**2 * covariance + noise**2 * jnp.eye(factor.shape[-1]))
-        excess = apply(inverse, x - mixture.data * mean)
-        whitened = mixture.data * apply(jnp.swapaxes(factor, -1, -2), excess)
-        expected = mean + apply(factor, whitened)
-        value = mixture.data * mixture.noise * excess - mixture.noise * expected
-        return cls(whitened, value, noise * multiply(inverse, factor))
-
-    def corrected(self, left: Array) -> Array:
-        """The prediction where the network says what is left, shape ``(*batch, size)``."""
-        return self.value + jnp.einsum("...ij,...j->...i", self.gain, left, precision="highest")
+    data, noise = mixture.data[..., None], mixture.noise[..., None]
+    covariance = jnp.matmul(factor, jnp.swapaxes(factor, -1, -2), precision="highest")
+    inverse = jnp.linalg.inv(data**2 * covariance + noise**2 * jnp.eye(factor.shape[-1]))
+    apply = partial(jnp.einsum, "...ij,...j->...i", precision="highest")
+    excess = apply(inverse, x - mixture.data * mean)
+    expected = mean + mixture.data * apply(covariance, excess)
+    return mixture.data * mixture.noise * excess - mixture.noise * expected
 
 
 class ContinuousFlow(DensityNetwork):
@@ -183,12 +161,10 @@ class ContinuousFlow(DensityNetwork):
             estimates = lax.stop_gradient(estimates)
 
         def predict(x: Array, mixture: Mixture) -> Array:
-            time = mixture.log_noise_level
+            left = self.network(x, mixture.log_noise_level, conditioning)
             if estimates is None:
-                return self.network(x, time, conditioning)
-            mean, factor = estimates["mean"], estimates["scale_tril"]
-            normal = NormalPrediction.of(mean, factor, x, mixture)
-            return normal.corrected(self.network(normal.whitened, time, conditioning))
+                return left
+            return left + normal_prediction(estimates["mean"], estimates["scale_tril"], x, mixture)
 
         return predict
 
