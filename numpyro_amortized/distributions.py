@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Amortized densities as NumPyro distributions."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -67,9 +67,23 @@ class AmortizedPosterior(dist.Distribution):
         context = jnp.broadcast_to(self.context, (*sample_shape, *self.context.shape))
         return self.frozen.inference_network.sample(key, context)
 
+    def sample_with_intermediates(
+        self, key: Array, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, list[Array]]:
+        """Draws and their log densities by one pass, which a second one cannot blur by rounding."""
+        context = jnp.broadcast_to(self.context, (*sample_shape, *self.context.shape))
+        draws, log_prob = self.frozen.inference_network.sample_and_log_prob(key, context)
+        return draws, [log_prob]
+
     @validate_sample
-    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Log density in the unconstrained space, shape ``(*sample_shape, *batch)``."""
+    def log_prob(self, value: Array, intermediates: Sequence[Array] | None = None) -> Array:
+        """Log density in the unconstrained space, shape ``(*sample_shape, *batch)``.
+
+        :param value: shape ``(*sample_shape, *batch, size)``.
+        :param intermediates: those of the draws.
+        """
+        if intermediates:
+            return intermediates[0]
         return self.frozen.inference_network.log_prob(value, self.context)
 
     def constrain(self, value: Array) -> dict[str, Array]:

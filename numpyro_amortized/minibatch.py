@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guide's sites where the model sees some of the groups at a time."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpyro
@@ -37,7 +37,16 @@ class _Conditional(dist.Distribution):
         context = jnp.broadcast_to(self.context, (*sample_shape, *self.context.shape))
         return self.network.sample(key, context)
 
-    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+    def sample_with_intermediates(
+        self, key: Array, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, list[Array]]:
+        context = jnp.broadcast_to(self.context, (*sample_shape, *self.context.shape))
+        draws, log_prob = self.network.sample_and_log_prob(key, context)
+        return draws, [log_prob]
+
+    def log_prob(self, value: Array, intermediates: Sequence[Array] | None = None) -> Array:
+        if intermediates:
+            return intermediates[0]
         return self.network.log_prob(value, self.context)
 
 

@@ -1,17 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
 """Long checks of guides against exact posteriors."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
 import pytest
 from jax import random
-from numpyro.infer import MCMC, NUTS
+from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO, psis_diagnostic
 from numpyro.infer.reparam import NeuTraReparam
 
 import numpyro_amortized as npa
+from benchmarks.c2st import c2st
 from tests import models
 from tests.conftest import FLOW
 
 pytestmark = pytest.mark.verify
+NUM_DRAWS = 5000
+TIMES = np.linspace(0.2, 3, 8)
+
+
+def decay(t, y=None):
+    height = numpyro.sample("height", dist.LogNormal(0.5, 0.5))
+    rate = numpyro.sample("rate", dist.LogNormal(0, 0.5))
+    with numpyro.plate("time", len(t)):
+        numpyro.sample("y", dist.Normal(height * jnp.exp(-rate * t), 0.3), obs=y)
+
+
+def decay_posterior(y, num_draws):
+    """Draws of height and rate from a fine grid of their logarithms."""
+    edges = np.linspace(-2.5, 3.5, 3001)
+    middles, width = (edges[:-1] + edges[1:]) / 2, edges[1] - edges[0]
+    height, rate = middles[:, None], middles
+    log_p = -((height - 0.5) ** 2 + rate**2) / 0.5
+    for t, value in zip(TIMES, y, strict=True):
+        log_p = log_p - ((value - np.exp(height - np.exp(rate) * t)) / 0.3) ** 2 / 2
+    p = np.exp(log_p - log_p.max()).ravel()
+    rng = np.random.default_rng(0)
+    cells = np.stack(np.divmod(rng.choice(p.size, num_draws, p=p / p.sum()), len(middles)), -1)
+    return np.exp(middles[cells] + width * (rng.random(cells.shape) - 0.5))
+
+
+def test_tuning_for_one_data_set_makes_up_for_hardly_any_training():
+    """Of an observation in the tail: height and rate are two prior standard deviations off."""
+    noise = np.random.default_rng(0).normal(size=len(TIMES))
+    y = np.exp(1.5 - np.exp(1.0) * TIMES) + 0.3 * noise
+    approximator = npa.amortize(decay, TIMES, y=np.zeros(len(TIMES)))
+    approximator.fit(random.key(1), epochs=1, num_batches=100, progress_bar=False)
+    guide = npa.AmortizedGuide(decay, approximator)
+    reference = decay_posterior(y, NUM_DRAWS)
+
+    def judged(params):
+        """The mean of three values of k-hat, each of which is off by about .1, and the C2ST."""
+        data = {"t": TIMES, "y": y}
+        k = np.mean(
+            [
+                psis_diagnostic(random.key(i), params, decay, guide, num_particles=20_000, **data)
+                for i in range(3)
+            ]
+        )
+        draws = guide.sample_posterior(random.key(2), params, sample_shape=(NUM_DRAWS,), **data)
+        latents = np.column_stack([draws["height"], draws["rate"]])
+        return k, c2st(reference, latents)
+
+    schedule = optax.cosine_decay_schedule(5e-4, 1000)
+    svi = SVI(decay, guide, optax.adam(schedule), Trace_ELBO(num_particles=32))
+    tuned = svi.run(random.key(3), 1000, TIMES, y=y, progress_bar=False)
+    before, after = judged({}), judged(tuned.params)
+    print(f"k-hat {before[0]:.2f} to {after[0]:.2f}, C2ST {before[1]:.3f} to {after[1]:.3f}")
+    assert np.isfinite(before[0]) and before[0] > 0.7
+    assert after[0] < 0.5
+    assert after[1] <= before[1]
 
 
 def test_the_flow_takes_nuts_to_the_exact_posterior(approximate):
@@ -38,3 +99,30 @@ def test_the_flow_takes_nuts_to_the_exact_posterior(approximate):
     error = 5 / np.sqrt(2000)
     assert np.abs((latents.mean(0) - exact.mean) / sd).max() < error
     assert np.abs(latents.std(0) / sd - 1).max() < error
+
+
+def test_tuning_by_minibatches_comes_near_the_exact_posterior():
+    """A tenth of the groups in each step; the networks have hardly been trained."""
+    theta = 0.5 + 0.8 * random.normal(random.key(5), (20, 1))
+    y = np.asarray(theta + random.normal(random.key(6), (20, 5)))
+    simulator = npa.ModelSimulator(models.group_means, y)
+    adapter = npa.Adapter.for_posterior(simulator, hierarchical=True)
+    approximator = npa.ContinuousApproximator(simulator, adapter=adapter)
+    approximator.fit(random.key(0), epochs=1, num_batches=100, progress_bar=False)
+    guide = npa.AmortizedGuide(models.group_means, approximator, observed={"y": y})
+    exact = models.group_means_posterior(y)
+
+    def errors(params):
+        """Largest error of a mean or of a standard deviation, in standard deviations."""
+        draws = guide.sample_posterior(random.key(1), params, sample_shape=(8000,))
+        draws = jax.tree.map(lambda x: np.asarray(x).reshape(8000, -1), draws)
+        means = [np.abs((draws[n].mean(0) - m) / sd) for n, (m, sd) in exact.items()]
+        sds = [np.abs(draws[n].std(0) / sd - 1) for n, (_, sd) in exact.items()]
+        return max(x.max() for x in means), max(x.max() for x in sds)
+
+    schedule = optax.cosine_decay_schedule(1e-3, 4000)
+    svi = SVI(models.group_means, guide, optax.adam(schedule), Trace_ELBO(num_particles=8))
+    tuned = svi.run(random.key(2), 4000, y, 2, progress_bar=False)
+    before, after = errors({}), errors(tuned.params)
+    print(f"means {before[0]:.2f} to {after[0]:.2f}, sds {before[1]:.2f} to {after[1]:.2f}")
+    assert max(after) < 0.15 < max(before)
