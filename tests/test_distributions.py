@@ -48,6 +48,16 @@ def test_shapes(one, batch):
             assert sites["mean"].shape == (*draws.shape[:-1], 6)
 
 
+def test_draws_carry_the_density_that_they_have(batch):
+    for posterior in (batch, batch.expand([2, 3]), batch.to_event(1), batch.mask(True)):
+        draws, carried = posterior.sample_with_intermediates(random.key(0), (4,))
+        expected = posterior.log_prob(draws)
+        assert expected.shape == (4, *posterior.batch_shape)
+        np.testing.assert_allclose(
+            posterior.log_prob(draws, carried), expected, rtol=1e-4, atol=1e-4
+        )
+
+
 def test_density_differs_from_the_sites_by_the_jacobian(regression, batch):
     draws = batch.sample(random.key(0), (40,))
     sites = batch.constrain(draws)
