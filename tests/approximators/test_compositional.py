@@ -95,6 +95,8 @@ def test_refusals(approximator):
         draw({"y": np.zeros((3, 4, 2))})
     with pytest.raises(ValueError, match="last_level: expected between"):
         draw({"y": np.zeros((3, 4))}, last_level=2.0)
+    with pytest.raises(ValueError, match="num_moves: expected none, or some"):
+        draw({"y": np.zeros((3, 4))}, num_moves=-1)
     with pytest.raises(TypeError, match=r"expected DiffusionModel or FlowMatching.*CouplingFlow"):
         make(network=CouplingFlow).fit(random.key(0), **QUICK)
     coupled = partial(FlowMatching, widths=(8,), optimal_transport=OptimalTransport())

@@ -78,14 +78,17 @@ def test_other_priors_beside_nuts(prior, score):
     approximator.fit(random.key(0), epochs=200, num_batches=100, progress_bar=False)
     for seed, (mu, scale) in enumerate([(0.5, 0.7), (-1.0, 1.3)]):
         y = np.random.default_rng(seed).normal(mu, scale, (50, 2)).astype(np.float32)
-        draws = approximator.compositional_sample(random.key(1), 4000, {"y": y})
+        draw = partial(approximator.compositional_sample, random.key(1), 4000, {"y": y})
+        draws = {"composed": draw(), "moved": draw(num_moves=30)}
         exact = observations.nuts(heteroscedastic, y, prior)
         for name in ("mu", "scale"):
-            error = abs(draws[name].mean() - exact[name].mean()) / exact[name].std()
-            ratio = abs(draws[name].std() / exact[name].std() - 1)
-            print(score, name, "mean", float(error), "sd", float(ratio))
-            # both means have a Monte Carlo error near .02 sd
-            assert error < 0.2 and ratio < 0.15, (name, error, ratio)
+            mean, sd = exact[name].mean(), exact[name].std()
+            errors = {k: float(abs(v[name].mean() - mean) / sd) for k, v in draws.items()}
+            ratios = {k: float(abs(v[name].std() / sd - 1)) for k, v in draws.items()}
+            print(score, name, "mean", errors, "sd", ratios)
+            # means have Monte Carlo errors near .02 sd, sds of 1 to 2 %. Composed draws are off by
+            # the networks' errors, which differ from training to training: see docs/composition.md
+            assert errors["moved"] < 0.1 and ratios["moved"] < 0.1, (name, errors, ratios)
 
 
 def test_memory_does_not_grow_with_the_groups():
