@@ -144,7 +144,7 @@ class CompositionalApproximator(SingleDensityApproximator):
             should be small for the posterior of a single group. Less of it is less biased where
             that is skewed, and amplifies the errors of the network where groups are many.
         :param num_moves: Metropolis moves of each composed draw by the model's own density given
-            all groups, where that is known. They take away the networks' errors: some ten for each
+            all groups, where that is known. They take away the networks' errors: some 15 for each
             dimension, where draws are off by less than the posterior's standard deviation.
         :return: values of shape ``(n_datasets, num_samples, *shape)``, without the first axis for a
             single data set.
