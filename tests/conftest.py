@@ -83,27 +83,23 @@ def compilations() -> list[str]:
     return _COMPILATIONS
 
 
-@contextmanager
-def optimizations(enabled: bool) -> Iterator[None]:
-    """XLA's: to be left out where time goes into compiling, and not into running."""
-    before = jax.config.read("jax_disable_most_optimizations")
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ordinary tests spend their time on compiling, not on running what was compiled."""
+    _optimize(item.get_closest_marker("verify") is not None)
+
+
+def _optimize(enabled: bool) -> None:
     jax.config.update("jax_disable_most_optimizations", not enabled)
+
+
+@contextmanager
+def optimized() -> Iterator[None]:
+    """With XLA's optimizations: for trainings of many steps."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    _optimize(True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture(scope="module")
-def unoptimized_module() -> Iterator[None]:
-    """For all tests of a file."""
-    with optimizations(False):
-        yield
-
-
-@pytest.fixture
-def unoptimized() -> Iterator[None]:
-    """For one test."""
-    with optimizations(False):
-        yield
+    _optimize(not before)
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +121,7 @@ def approximate():
 def normal_mean(approximate) -> npa.ContinuousApproximator:
     """A set of ten normals with unknown mean, trained well."""
     approximator = approximate(models.normal_mean, np.zeros(10), network=FLOW)
-    with optimizations(True):
+    with optimized():
         approximator.fit(random.key(0), epochs=40, progress_bar=False)
     return approximator
 
@@ -135,7 +131,7 @@ def regression(approximate) -> npa.ContinuousApproximator:
     """Normal regression with known covariates, trained well."""
     data = models.DESIGN, np.zeros(len(models.DESIGN))
     approximator = approximate(models.regression, *data, network=FLOW)
-    with optimizations(True):
+    with optimized():
         approximator.fit(random.key(0), epochs=40, progress_bar=False)
     return approximator
 
@@ -144,8 +140,7 @@ def regression(approximate) -> npa.ContinuousApproximator:
 def hierarchy(approximate) -> npa.ContinuousApproximator:
     """Eight schools, hardly trained: for what holds of any network."""
     approximator = approximate(models.eight_schools, models.SIGMA, y=models.EFFECTS, network=AFFINE)
-    with optimizations(False):
-        approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
+    approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
     return approximator
 
 
@@ -153,6 +148,5 @@ def hierarchy(approximate) -> npa.ContinuousApproximator:
 def constrained(approximate) -> npa.ContinuousApproximator:
     """A site of every kind of support, hardly trained."""
     approximator = approximate(models.constrained, np.zeros(4), network=AFFINE)
-    with optimizations(False):
-        approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
+    approximator.fit(random.key(0), epochs=1, num_batches=20, progress_bar=False)
     return approximator

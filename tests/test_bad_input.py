@@ -26,11 +26,6 @@ def raises(kind, *words):
     return pytest.raises(kind, match="(?s)" + ".*".join(map(re.escape, words)))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(unoptimized_module):
-    pass
-
-
 def ask(approximator, entry, conditions):
     """Every method that takes conditions."""
     match entry:
@@ -156,7 +151,7 @@ def test_before_fit(approximate, entry):
 
 
 @pytest.fixture(scope="module")
-def counting(approximate, unoptimized_module):
+def counting(approximate):
     """Counts of which one is masked."""
 
     def model(y, keep):

@@ -16,8 +16,6 @@ from benchmarks import tasks
 from benchmarks.tasks import NUM_OBSERVATIONS, TASKS, flatten, reference, simulate
 from numpyro_amortized.simulators import ModelSimulator
 
-pytestmark = pytest.mark.usefixtures("unoptimized_module")
-
 # Observation 1 of tasks of the benchmark: the parameters it was simulated at, and its value.
 RECORDS = {
     "gaussian_linear_uniform": (

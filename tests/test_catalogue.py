@@ -890,7 +890,7 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def given(regression, unoptimized_module, tmp_path_factory):
+def given(regression, tmp_path_factory):
     return Given(regression, tmp_path_factory.mktemp("catalogue"))
 
 

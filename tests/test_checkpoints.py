@@ -32,11 +32,6 @@ BANK = Points().sample(random.key(0), 40)
 LOAD = 2 * 8 * 8  # bytes of two batches of eight points: an epoch has two loads
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(unoptimized_module):
-    pass
-
-
 @pytest.fixture(autouse=True)
 def every_epoch(monkeypatch):
     monkeypatch.setattr(checkpoints, "_COST", 0)
@@ -194,6 +189,7 @@ def test_killed_at_ten_random_moments(uninterrupted, tmp_path):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.verify
 def test_an_interruption_keeps_what_was_learnt(uninterrupted, tmp_path):
     approximator = untrained()
     with after_epochs(4, interrupt), pytest.raises(KeyboardInterrupt) as caught:

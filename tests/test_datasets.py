@@ -21,11 +21,6 @@ from numpyro_amortized.training import train
 ROW = 4 * 2  # bytes of a simulation of Points
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(unoptimized_module):
-    pass
-
-
 class Points(Simulator):
     """x is uniform, y = 2 x; made by NumPy, and what is asked is recorded."""
 

@@ -29,11 +29,6 @@ NUM, CHUNK = 23, 5  # the last chunk has three
 KEY = random.key(4)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(unoptimized_module):
-    pass
-
-
 class Model(TraceableSimulator):
     """A scalar, a matrix, a count and a flag."""
 

@@ -17,11 +17,6 @@ Y = np.linspace(-1, 2, 6).astype(np.float32)
 BATCH = np.stack([Y, -Y, Y + 1])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(unoptimized_module):
-    pass
-
-
 @pytest.fixture
 def one(regression):
     return regression.posterior({"y": Y})
@@ -107,6 +102,7 @@ def test_is_a_site_of_a_model(one):
     assert handlers.substitute(handlers.seed(model, 0), {"z": jnp.zeros(3)})().shape == (3,)
 
 
+@pytest.mark.verify
 def test_frozen_at_its_time(approximate):
     approximator = approximate(models.normal_mean, np.zeros(4))
     fit = {"epochs": 1, "num_batches": 10, "progress_bar": False}

@@ -28,7 +28,7 @@ def is_a_picture(path):
     return picture.ndim == 3 and picture.std() > 0.01
 
 
-def test_quickstart(tmp_path, capsys, unoptimized):
+def test_quickstart(tmp_path, capsys):
     quickstart.main(["--fast", "--output", str(tmp_path / "results")])
     printed = capsys.readouterr().out
     for words in ("amortized", "NUTS", "theta[H]", "difference of", "wrote eight_schools.nc"):
@@ -42,7 +42,7 @@ def test_quickstart(tmp_path, capsys, unoptimized):
 
 @pytest.mark.verify
 @pytest.mark.parametrize("name", OTHERS)
-def test_fast(name, tmp_path, capsys, unoptimized):
+def test_fast(name, tmp_path, capsys):
     import_module(f"examples.{name}").main(["--fast", "--output", str(tmp_path / "results")])
     printed = capsys.readouterr().out
     for words in (*OTHERS[name], f"wrote {name}.png"):

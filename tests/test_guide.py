@@ -32,7 +32,6 @@ import numpyro_amortized as npa
 from numpyro_amortized.networks import CouplingFlow, DeepSet, Spline
 from tests import models
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
 Y = np.linspace(-1, 2, 6).astype(np.float32)
 ARGS = (models.DESIGN, Y)
 BRIEF = {"epochs": 1, "num_batches": 2, "batch_size": 8, "validation": 0, "progress_bar": False}
@@ -64,6 +63,7 @@ def test_elbos_are_just_below_the_evidence(guide, elbo):
     assert -0.07 < gap < 0.2
 
 
+@pytest.mark.verify
 def test_tuning_by_svi(guide, regression):
     before = nnx.to_pure_dict(nnx.split(regression.networks, nnx.Param, ...)[1])
     copies = jax.tree.map(np.array, before)
@@ -113,6 +113,7 @@ def test_predictive_without_data(bound):
     assert np.abs(draws["y"].mean(0) - X @ exact.mean).max() < 8 * 0.8 * 2000**-0.5
 
 
+@pytest.mark.verify
 def test_psis_diagnostic_trusts_it(guide):
     k = psis_diagnostic(random.key(0), {}, models.regression, guide, *ARGS, num_particles=1000)
     assert k < 0.7
@@ -149,6 +150,7 @@ def first_term(approximate):
     return approximator
 
 
+@pytest.mark.verify
 def test_beside_a_guide_of_the_other_sites(first_term):
     guide = AutoGuideList(two_terms)
     guide.append(npa.AmortizedGuide(block(two_terms, expose=["a"]), first_term))
@@ -198,6 +200,7 @@ def groups():
     return approximator
 
 
+@pytest.mark.verify
 def test_a_subsampled_plate_stands_for_all_groups(groups):
     """The mean of the scaled log densities over all choices of a group is that of all groups."""
     guide = npa.AmortizedGuide(models.group_means, groups, observed={"y": GROUPS})

@@ -82,7 +82,7 @@ def test_resampled_draws_are_of_the_exact_posterior(result, data):
 
 
 @pytest.mark.verify
-def test_weights_repair_a_poor_approximator(approximate, unoptimized):
+def test_weights_repair_a_poor_approximator(approximate):
     """An approximator that is hardly trained gives the mean, the evidence, and warns of itself."""
     keep = np.array([True, False, True])
     approximator = approximate(models.masked, np.zeros(3), keep, network=FLOW)
@@ -103,7 +103,7 @@ def noisy_mean(n, x=None):
 
 
 @pytest.mark.verify
-def test_sizes_that_vary(unoptimized, compilations):
+def test_sizes_that_vary(compilations):
     simulator = npa.ModelSimulator(noisy_mean, observed=("x",), sizes={"n": (2, 6)})
     approximator = npa.ContinuousApproximator(
         simulator, inference_network=FLOW, summary_network=SETS
@@ -118,7 +118,7 @@ def test_sizes_that_vary(unoptimized, compilations):
     assert len(compilations) == before
 
 
-def test_refusals(approximate, unoptimized):
+def test_refusals(approximate):
     def fitted(*args, **kwargs):
         approximator = approximate(*args, **kwargs)
         approximator.fit(random.key(0), epochs=1, num_batches=2, progress_bar=False)

@@ -16,14 +16,14 @@ NUM_SAMPLES = 40
 
 
 @pytest.fixture(scope="module")
-def tree(hierarchy, unoptimized_module):
+def tree(hierarchy):
     return hierarchy.to_inference_data(
         random.key(1), {"y": models.EFFECTS}, num_samples=NUM_SAMPLES
     )
 
 
 @pytest.fixture(scope="module")
-def batch(hierarchy, unoptimized_module):
+def batch(hierarchy):
     data = {"y": np.stack([models.EFFECTS, -models.EFFECTS])}
     return hierarchy.to_inference_data(random.key(1), data, num_samples=NUM_SAMPLES)
 
@@ -101,13 +101,13 @@ def test_log_prior_is_that_of_scipy(tree):
         np.testing.assert_allclose(flat(tree, "log_prior", name), value, rtol=1e-3, atol=1e-3)
 
 
-def test_log_q_is_the_density_of_the_draws(tree, hierarchy, unoptimized):
+def test_log_q_is_the_density_of_the_draws(tree, hierarchy):
     draws = {name: flat(tree, "posterior", name) for name in ("mu", "tau", "theta")}
     log_q = hierarchy.log_prob(draws | {"y": models.EFFECTS})
     np.testing.assert_allclose(flat(tree, "sample_stats", "log_q"), log_q, rtol=1e-3, atol=1e-2)
 
 
-def test_predictions_belong_to_the_draws(hierarchy, unoptimized):
+def test_predictions_belong_to_the_draws(hierarchy):
     data = {"y": models.EFFECTS}
     tree = hierarchy.to_inference_data(random.key(2), data, num_samples=4000)
     residuals = flat(tree, "posterior_predictive", "y") - flat(tree, "posterior", "theta")
@@ -117,14 +117,14 @@ def test_predictions_belong_to_the_draws(hierarchy, unoptimized):
     np.testing.assert_allclose((residuals / models.SIGMA).std(0), 1, atol=error)
 
 
-def test_reproducible(hierarchy, tree, unoptimized):
+def test_reproducible(hierarchy, tree):
     data = {"y": models.EFFECTS}
     again = hierarchy.to_inference_data(random.key(1), data, num_samples=NUM_SAMPLES)
     # not assert_identical: the time of creation is an attribute
     xarray.testing.assert_equal(again["posterior"].dataset, tree["posterior"].dataset)
 
 
-def test_no_likelihood_where_latents_are_marginalized(approximate, unoptimized):
+def test_no_likelihood_where_latents_are_marginalized(approximate):
     approximator = approximate(
         models.eight_schools, models.SIGMA, models.EFFECTS, sites=("mu", "tau")
     )
@@ -151,6 +151,6 @@ def test_draws_must_fill_the_chains(hierarchy, num_samples):
         hierarchy.to_inference_data(random.key(0), {"y": models.EFFECTS}, num_samples=num_samples)
 
 
-def test_few_draws_give_no_warning(hierarchy, unoptimized):
+def test_few_draws_give_no_warning(hierarchy):
     tree = hierarchy.to_inference_data(random.key(0), {"y": models.EFFECTS}, num_samples=4)
     assert jax.tree.leaves(dict(tree["posterior"].sizes)) == [4, 1, 8]

@@ -18,7 +18,7 @@ from numpyro.infer.util import log_density
 
 import numpyro_amortized as npa
 from tests import models, observations
-from tests.conftest import FLOW, SETS, optimizations
+from tests.conftest import FLOW, SETS, optimized
 
 Y = np.random.default_rng(0).normal(0.7, 1, observations.NUM_OBSERVATIONS).astype(np.float32)
 
@@ -34,22 +34,20 @@ def trained(name, **options):
 @pytest.fixture(scope="module")
 def normal():
     """Trained well."""
-    with optimizations(True):
+    with optimized():
         return trained("normal", epochs=10, num_batches=150)
 
 
 @pytest.fixture(scope="module")
 def race():
     """Hardly trained: for what holds of any network."""
-    with optimizations(False):
-        return trained("race", epochs=1, num_batches=20)
+    return trained("race", epochs=1, num_batches=20)
 
 
 @pytest.fixture(scope="module")
 def poisson():
     """Hardly trained."""
-    with optimizations(False):
-        return trained("poisson", epochs=1, num_batches=20)
+    return trained("poisson", epochs=1, num_batches=20)
 
 
 @pytest.mark.verify
@@ -84,7 +82,7 @@ def test_gradient_is_that_of_finite_differences(normal):
     np.testing.assert_allclose(jax.grad(total)(0.4), numeric, rtol=1e-2, atol=2e-2)
 
 
-def test_densities_integrate_to_one(normal, race, unoptimized):
+def test_densities_integrate_to_one(normal, race):
     y = jnp.linspace(-12, 12, 4001)
     likelihood = normal.likelihood({"mu": jnp.array([-1.0, 0.5])[:, None]})
     totals = jnp.exp(likelihood.log_prob(y)).sum(-1) * (y[1] - y[0])
@@ -102,7 +100,7 @@ def test_densities_integrate_to_one(normal, race, unoptimized):
 
 
 @pytest.mark.verify
-def test_probabilities_of_counts_add_up_to_one(poisson, unoptimized):
+def test_probabilities_of_counts_add_up_to_one(poisson):
     values = {"intercept": 0.5, "slope": 0.4, "x": jnp.array([-1.0, 0.0, 2.0])[:, None]}
     likelihood = poisson.likelihood(values)
     assert likelihood.batch_shape == (3, 1)
@@ -111,7 +109,7 @@ def test_probabilities_of_counts_add_up_to_one(poisson, unoptimized):
 
 
 @pytest.mark.verify
-def test_draws_have_the_probabilities_of_their_density(poisson, unoptimized):
+def test_draws_have_the_probabilities_of_their_density(poisson):
     likelihood = poisson.likelihood({"intercept": 0.5, "slope": 0.4, "x": 0.3})
     draws = np.asarray(likelihood.sample(random.key(0), (20_000,)))
     assert draws.dtype == np.int32 and draws.min() >= 0
@@ -121,7 +119,7 @@ def test_draws_have_the_probabilities_of_their_density(poisson, unoptimized):
     assert (np.abs(shares - expected) < 5 * np.sqrt(0.25 / 20_000)).all()
 
 
-def test_sites_chain_in_trace_order(race, unoptimized):
+def test_sites_chain_in_trace_order(race):
     latents = {"drift": jnp.array([0.3, -0.2]), "speed": jnp.zeros(2)}
     choice, time = jnp.array([1, 0]), jnp.array([0.7, 1.9])
     first = race.likelihood(latents)
@@ -138,7 +136,7 @@ def test_sites_chain_in_trace_order(race, unoptimized):
         race.likelihood({"drift": 0.1})
 
 
-def test_predictive_and_log_likelihood(normal, unoptimized):
+def test_predictive_and_log_likelihood(normal):
     model = partial(observations.learned_normal, normal)
     draws = {"mu": jnp.linspace(-1, 1, 6)}
     simulated = Predictive(handlers.uncondition(model), draws)(random.key(0), Y)
@@ -148,7 +146,7 @@ def test_predictive_and_log_likelihood(normal, unoptimized):
     np.testing.assert_allclose(terms, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_inside_scan_and_after_pickling(normal, unoptimized):
+def test_inside_scan_and_after_pickling(normal):
     def model(y):
         def step(mu, y):
             mu = numpyro.sample("mu", dist.Normal(mu, 0.3))
@@ -165,7 +163,7 @@ def test_inside_scan_and_after_pickling(normal, unoptimized):
     np.testing.assert_allclose(again.log_prob(Y), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_equal_structure_under_jit_and_frozen_at_its_time(race, unoptimized):
+def test_equal_structure_under_jit_and_frozen_at_its_time(race):
     latents = {"drift": 0.4, "speed": 0.0}
     first = race.likelihood(latents)
     through = jax.jit(race.likelihood)(latents)
@@ -186,7 +184,7 @@ def test_what_was_trained_for_one_is_refused_for_the_other(normal, approximate):
 
 @pytest.fixture(scope="module")
 def ratio():
-    with optimizations(True):
+    with optimized():
         simulator = observations.SIMULATORS["normal"]()
         approximator = npa.RatioApproximator(simulator, summary_network=SETS)
         approximator.fit(random.key(0), epochs=10, num_batches=150, progress_bar=False)
@@ -214,7 +212,7 @@ def test_ratio_in_a_model(ratio):
 
 
 @pytest.mark.verify
-def test_ratio_shapes_and_normalization(ratio, unoptimized):
+def test_ratio_shapes_and_normalization(ratio):
     y = np.stack([Y, -Y, Y + 0.5])
     mu = random.normal(random.key(0), (3, 4000))
     log_ratio = ratio.log_ratio({"mu": mu, "y": y})

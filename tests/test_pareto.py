@@ -9,6 +9,7 @@ from scipy.special import logsumexp
 
 from numpyro_amortized.pareto import smooth_weights
 
+smooth = jax.jit(smooth_weights)
 RNG = np.random.default_rng(0)
 WEIGHTS = {
     "bounded": lambda n: np.log(RNG.uniform(0.5, 1, n)),
@@ -23,7 +24,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_as_arviz(name, n):
     log_weights = WEIGHTS[name](n)
-    smoothed, k = jax.jit(smooth_weights)(log_weights.astype(np.float32))
+    smoothed, k = smooth(log_weights.astype(np.float32))
     expected, expected_k = array_stats.psislw(-log_weights)  # wants minus log weights
     expected -= logsumexp(expected)
     # float32 against float64
@@ -32,18 +33,18 @@ def test_as_arviz(name, n):
 
 
 def test_equal_weights_have_no_tail():
-    smoothed, k = smooth_weights(np.full(400, -7.0, np.float32))
+    smoothed, k = smooth(np.full(400, -7.0, np.float32))
     assert k == -np.inf
     np.testing.assert_allclose(smoothed, -np.log(400), rtol=1e-6)
 
 
 @pytest.mark.parametrize("log_weights", [np.zeros(20), np.full(400, -np.inf)])
 def test_nothing_can_be_said(log_weights):
-    assert smooth_weights(log_weights.astype(np.float32)).pareto_k == np.inf
+    assert smooth(log_weights.astype(np.float32)).pareto_k == np.inf
 
 
 def test_one_draw_has_all_the_weight():
     log_weights = np.full(400, -np.inf, np.float32)
     log_weights[7] = 3
-    smoothed, k = smooth_weights(log_weights)
+    smoothed, k = smooth(log_weights)
     assert k == np.inf and smoothed[7] == 0

@@ -34,11 +34,6 @@ QUICK = settings(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(unoptimized_module):
-    pass
-
-
 def test_the_docs_list_all_causes():
     assert {cause for cause, _ in FAULTS.values()} <= set(LISTED)
 

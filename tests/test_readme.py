@@ -15,7 +15,7 @@ def test_there_is_an_example():
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[f"block {i}" for i in range(len(BLOCKS))])
-def test_block(block, tmp_path, monkeypatch, capsys, unoptimized):
+def test_block(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     source = block.replace("epochs=20", "epochs=1")
     exec(compile(source, README.name, "exec"), {"__name__": "readme"})

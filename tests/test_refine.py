@@ -32,7 +32,7 @@ def check_normal_mean(tree, y):
     assert np.abs(draws.std(0) / sd - 1).max() < SD_ERROR
 
 
-def test_a_conjugate_model_needs_no_chains(normal_mean, unoptimized):
+def test_a_conjugate_model_needs_no_chains(normal_mean):
     y = np.asarray(normal_mean.source.sample(random.key(5), NUM_DATASETS)["y"])
     tree = npa.refine(random.key(0), normal_mean, {"y": y}, num_samples=NUM_SAMPLES)
     stats = tree["sample_stats"]
@@ -43,7 +43,7 @@ def test_a_conjugate_model_needs_no_chains(normal_mean, unoptimized):
 
 
 @pytest.fixture(scope="module")
-def bad(approximate, unoptimized_module):
+def bad(approximate):
     """Ten training steps."""
     approximator = approximate(models.normal_mean, np.zeros(10))
     approximator.fit(random.key(0), epochs=1, num_batches=10, progress_bar=False)
@@ -109,7 +109,7 @@ def bimodal(**options):
 
 
 @pytest.mark.verify
-def test_chains_give_modes_their_weights(unoptimized):
+def test_chains_give_modes_their_weights():
     """Modes of the network that are too narrow for importance weights, and of wrong weights."""
     approximator = bimodal(scale=0.03)
     tree, again = (
@@ -125,7 +125,8 @@ def test_chains_give_modes_their_weights(unoptimized):
     assert abs(np.abs(theta).std() / sd - 1) < SD_ERROR
 
 
-def test_it_says_what_it_could_not_do(unoptimized):
+@pytest.mark.verify
+def test_it_says_what_it_could_not_do():
     """The network knows one of two modes, so perfect weights are those of half the posterior."""
     approximator = bimodal(scale=0.12, weights=(1.0, 0.0))
     with pytest.warns(UserWarning, match=r"data sets \[0\] did not agree .*`max_rounds`"):
@@ -160,7 +161,7 @@ def test_draws_come_from_all_chains(num_samples):
     assert len(np.unique(some_rows(random.key(0), 100, num_samples))) == 100
 
 
-def test_refusals(approximate, bad, data, unoptimized):
+def test_refusals(approximate, bad, data):
     simulator = npa.ModelSimulator(models.regression, models.DESIGN, np.zeros(len(models.DESIGN)))
     adapter = npa.Adapter.for_posterior(simulator, sites=("intercept",))
     network = partial(TwoNormals, scale=1.0)

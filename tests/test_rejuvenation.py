@@ -20,7 +20,7 @@ MODELS = {
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def moved(request, unoptimized_module):
+def moved(request):
     """Values before and after fifty moves."""
     simulator = npa.ModelSimulator(*MODELS[request.param])
     adapter = npa.Adapter.for_posterior(simulator)

@@ -29,11 +29,6 @@ from tests.conftest import FLOW, SETS
 FIT = {"epochs": 1, "num_batches": 2, "batch_size": 8, "progress_bar": False}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(unoptimized_module):
-    pass
-
-
 def raises(kind, *words):
     return pytest.raises(kind, match="(?s)" + ".*".join(map(re.escape, words)))
 

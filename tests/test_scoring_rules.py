@@ -13,7 +13,6 @@ from scipy import stats
 
 from numpyro_amortized import scoring_rules
 
-pytestmark = pytest.mark.usefixtures("unoptimized_module")  # time goes into compiling
 RULES = [
     scoring_rules.Mean(),
     scoring_rules.Median(),

@@ -22,11 +22,6 @@ from tests.conftest import AFFINE, SETS
 SHORT = {"epochs": 2, "num_batches": 5, "batch_size": 32, "progress_bar": False, "rejuvenation": 0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(unoptimized_module):
-    pass
-
-
 @pytest.fixture
 def approximator(approximate):
     return approximate(models.normal_mean, np.zeros(4), network=AFFINE)
@@ -54,7 +49,7 @@ def partly_undefined(share):
     return model
 
 
-@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("offline", [pytest.param(False, marks=pytest.mark.verify), True])
 def test_same_key_same_networks(approximate, bank, offline):
     histories, weights = [], []
     for _ in range(2):
@@ -79,6 +74,7 @@ def test_history(approximator):
     assert (history.seconds > 0).all()
 
 
+@pytest.mark.verify
 def test_an_epoch_is_at_most_one_pass_over_the_bank(approximator, bank):
     # a tenth is held out for validation: 180 remain, six batches of 32, the last
     # of which overlaps with the one before
@@ -106,6 +102,7 @@ def test_a_dataset_object_is_a_bank(approximator, bank):
     assert np.isfinite(history.loss).all()
 
 
+@pytest.mark.verify
 def test_a_bank_on_disk(approximator, tmp_path):
     path = tmp_path / "bank"
     approximator.source.to_disk(random.key(0), 400, path, chunk_size=50, progress_bar=False)
@@ -133,6 +130,7 @@ def test_a_simulator_that_cannot_be_traced(approximator):
     assert np.isfinite(history.loss).all() and np.isfinite(history.validation_loss).all()
 
 
+@pytest.mark.verify
 def test_validation_can_be_given(approximator, bank):
     first = approximator.fit(random.key(0), dataset=bank, validation=bank, **SHORT)
     assert np.isfinite(first.validation_loss).all()

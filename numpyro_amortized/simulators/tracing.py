@@ -18,6 +18,7 @@ from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.constraints import Constraint
 
+from numpyro_amortized.simulators.seeding import seeded
 from numpyro_amortized.simulators.unobserve import WRAPPERS, Notes, simulate_observed, unwrap
 
 __all__ = ["Site", "has_bijection", "read_sites", "run_model"]
@@ -110,9 +111,9 @@ def run_model(
     """
     notes = Notes() if notes is None else notes
     free = simulate_observed(model, keep=keep, values=values, notes=notes)
-    seeded = handlers.seed(free, rng_key)
+    run = seeded(free, rng_key)
     if substitute_fn is not None:
-        seeded = handlers.substitute(seeded, substitute_fn=substitute_fn)
+        run = handlers.substitute(run, substitute_fn=substitute_fn)
     # Simulations may leave a support by rounding; under jit nothing is validated either. What
     # traces a model may itself stand in a model, whose handlers must not see the sites.
     with (
@@ -121,7 +122,7 @@ def run_model(
         numpyro.validation_enabled(False),
         _concretization_explained(notes),
     ):
-        return handlers.trace(seeded).get_trace(*args, **kwargs)
+        return handlers.trace(run).get_trace(*args, **kwargs)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ import numpyro_amortized as npa
 from numpyro_amortized.adapters.summarized import Structure
 from tests import models
 
-pytestmark = pytest.mark.usefixtures("unoptimized_module")
 SET, SERIES, IMAGE, *_ = Structure
 
 

@@ -240,6 +240,7 @@ def test_batch_axes_must_agree(setup):
         adapter({"scale": jnp.ones(3), "width": jnp.ones((3, 2))})
 
 
+@pytest.mark.verify
 def test_any_batch_axes_jit_and_grad(setup):
     simulator, adapter = setup("bounded pair")
     latents = latents_of(simulator, simulator.sample(random.key(0), (2, NUM_DRAWS // 2)))

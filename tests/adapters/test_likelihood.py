@@ -14,11 +14,6 @@ from numpyro_amortized.adapters.parts import Category, Count, Numbers
 from tests import models, observations
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(unoptimized_module):
-    pass
-
-
 def adapted(model, *args, **options):
     return npa.Adapter.for_likelihood(npa.ModelSimulator(model, *args), **options)
 

@@ -12,7 +12,6 @@ from jax import random
 import numpyro_amortized as npa
 from numpyro_amortized.networks import CouplingFlow, DiffusionModel, FlowMatching
 from numpyro_amortized.networks.flow_matching import OptimalTransport
-from tests.conftest import optimizations
 
 SMALL = partial(DiffusionModel, widths=(32, 32))
 QUICK = {"epochs": 1, "num_batches": 2, "batch_size": 8, "progress_bar": False}
@@ -34,16 +33,24 @@ def make(model=one_group, network=SMALL):
 
 @pytest.fixture(scope="module")
 def approximator():
+    """Hardly trained."""
     found = make()
-    with optimizations(True):
-        found.fit(random.key(0), epochs=15, num_batches=100, progress_bar=False)
+    found.fit(random.key(0), **QUICK)
     return found
 
 
-def test_normal_posterior(approximator):
+@pytest.fixture(scope="module")
+def trained():
+    found = make()
+    found.fit(random.key(0), epochs=15, num_batches=100, progress_bar=False)
+    return found
+
+
+@pytest.mark.verify
+def test_normal_posterior(trained):
     num_groups = 20
     y = np.random.default_rng(0).normal(0.5, 1, (3, num_groups)).astype(np.float32)
-    draws = approximator.compositional_sample(random.key(1), 2000, {"y": y})["mu"]
+    draws = trained.compositional_sample(random.key(1), 2000, {"y": y})["mu"]
     mean, sd = y.sum(1) / (num_groups + 1), (num_groups + 1) ** -0.5
     # beside the network's errors, Monte Carlo errors of 0.022 sd and 1.6 %
     assert np.abs(draws.mean(1) - mean).max() / sd < 0.2
@@ -51,18 +58,18 @@ def test_normal_posterior(approximator):
 
 
 @pytest.mark.verify
-def test_mini_batches_change_nothing(approximator):
+def test_mini_batches_change_nothing(trained):
     y = np.random.default_rng(0).normal(0.5, 1, 20).astype(np.float32)
-    whole = approximator.compositional_sample(random.key(1), 2000, {"y": y})["mu"]
-    draw = partial(approximator.compositional_sample, random.key(1), 2000, {"y": y})
+    whole = trained.compositional_sample(random.key(1), 2000, {"y": y})["mu"]
+    draw = partial(trained.compositional_sample, random.key(1), 2000, {"y": y})
     np.testing.assert_allclose(draw(mini_batch_size=7)["mu"], whole, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.verify
-def test_one_group_is_sampled_as_usual(approximator):
+def test_one_group_is_sampled_as_usual(trained):
     y = np.array([0.3, -1.0])
-    draws = approximator.sample(random.key(0), 4, {"y": y})
-    assert approximator.log_prob(draws | {"y": y}).shape == (2, 4)
+    draws = trained.sample(random.key(0), 4, {"y": y})
+    assert trained.log_prob(draws | {"y": y}).shape == (2, 4)
 
 
 def test_the_prior_is_exact_or_learned(approximator):
@@ -74,7 +81,7 @@ def test_the_prior_is_exact_or_learned(approximator):
 
 
 @pytest.mark.verify
-def test_a_learned_prior_is_sampled_and_saved(tmp_path, unoptimized):
+def test_a_learned_prior_is_sampled_and_saved(tmp_path):
     approximator = make(other_prior, partial(FlowMatching, widths=(8, 8)))
     assert "score of the prior: learned" in str(approximator)
     approximator.fit(random.key(0), **QUICK)

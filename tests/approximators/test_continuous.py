@@ -36,7 +36,8 @@ def test_deterministic_sites_belong_to_their_draws(regression):
     np.testing.assert_allclose(draws["mean"], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_deterministic_sites_of_marginalized_latents_are_left_out(approximate, unoptimized):
+@pytest.mark.verify
+def test_deterministic_sites_of_marginalized_latents_are_left_out(approximate):
     def model(y):
         a = numpyro.sample("a", dist.Normal(0, 1))
         b = numpyro.sample("b", dist.Normal(0, 1))
@@ -91,7 +92,7 @@ def test_log_prob_shapes(regression):
 
 
 @pytest.mark.parametrize("name, y", [("regression", BATCH), ("hierarchy", np.ones((3, 8)))])
-def test_draws_come_with_their_density(request, unoptimized, name, y):
+def test_draws_come_with_their_density(request, name, y):
     approximator = request.getfixturevalue(name)
     draws, log_q = approximator.sample_and_log_prob(random.key(0), 50, {"y": y})
     assert log_q.shape == (3, 50)
@@ -101,14 +102,14 @@ def test_draws_come_with_their_density(request, unoptimized, name, y):
     assert np.quantile(error, 0.95) < 2e-3
 
 
-def test_draws_stay_in_their_supports(constrained, unoptimized):
+def test_draws_stay_in_their_supports(constrained):
     draws = constrained.sample(random.key(0), 25_000, {"y": np.zeros((4, 4))})
     latents = {name: draws[name] for name in constrained.inferred_sites}
     outside = models.outside_support(constrained.source, latents)
     assert outside == dict.fromkeys(latents, 0)
 
 
-def test_log_prob_is_traceable(regression, unoptimized):
+def test_log_prob_is_traceable(regression):
     draws = regression.sample(random.key(0), 4, {"y": Y})
     latents = {name: draws[name] for name in regression.inferred_sites}
 
@@ -129,7 +130,7 @@ def test_log_prob_is_traceable(regression, unoptimized):
     assert all(bool(jnp.isfinite(g).all()) for g in (*slope.values(), by_data))
 
 
-def test_the_second_call_compiles_nothing(approximate, compilations, unoptimized):
+def test_the_second_call_compiles_nothing(approximate, compilations):
     approximator = approximate(models.normal_mean, np.zeros(10))
     fit = {"epochs": 1, "num_batches": 3, "progress_bar": False}
     approximator.fit(random.key(0), **fit)
@@ -152,7 +153,7 @@ def test_the_second_call_compiles_nothing(approximate, compilations, unoptimized
     assert len(compilations) == before
 
 
-def test_nothing_passed_in_is_changed(regression, unoptimized):
+def test_nothing_passed_in_is_changed(regression):
     data = {"y": BATCH.copy()}
     before = jax.tree.map(np.array, regression.source.kwargs), regression.adapter
     regression.sample(random.key(0), 4, data)

@@ -51,7 +51,7 @@ def simulator():
 
 
 @pytest.fixture(scope="module")
-def ensemble(simulator, unoptimized_module):
+def ensemble(simulator):
     approximator = npa.EnsembleApproximator(make(simulator))
     before = len(_COMPILED)
     approximator.fit(random.key(0), epochs=1, **FIT)

@@ -22,11 +22,6 @@ SETS = partial(DeepSet, summary_size=4, widths=(8,), embedding_size=8)
 BRIEF = {"epochs": 1, "num_batches": 2, "batch_size": 8, "validation": 0, "progress_bar": False}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def unoptimized_everywhere(unoptimized_module):
-    """See ``unoptimized_module``."""
-
-
 @pytest.fixture(scope="module")
 def groups():
     """Twenty groups of three members, hardly trained."""

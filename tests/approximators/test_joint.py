@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model's joint density, with discrete latents summed out."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -14,7 +15,6 @@ import numpyro_amortized as npa
 from numpyro_amortized.approximators.joint import JointDensity
 from tests import models
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
 Y = np.linspace(-2, 3, 14).astype(np.float32)
 
 
@@ -24,11 +24,12 @@ def joint_of(model, *args, inferred, **kwargs):
 
 def test_as_numpyro():
     simulator = npa.ModelSimulator(models.constrained, np.zeros(4))
-    draw = simulator.simulate(random.key(0))
+    draw = jax.jit(simulator.simulate)(random.key(0))
     latents = {name: x for name, x in draw.items() if name != "y"}
-    expected, _ = log_density(models.constrained, (draw["y"],), {}, latents)
-    joint = JointDensity(simulator, tuple(latents))
-    np.testing.assert_allclose(joint(latents, {"y": draw["y"]}), expected, rtol=1e-4)
+    exact = jax.jit(lambda y, latents: log_density(models.constrained, (y,), {}, latents)[0])
+    joint = jax.jit(JointDensity(simulator, tuple(latents)))
+    found = joint(latents, {"y": draw["y"]})
+    np.testing.assert_allclose(found, exact(draw["y"], latents), rtol=1e-4)
 
 
 def test_masked_data_do_not_count():

@@ -12,7 +12,7 @@ from jax import random
 
 import numpyro_amortized as npa
 from numpyro_amortized.networks import MLP
-from tests.conftest import SETS, optimizations
+from tests.conftest import SETS, optimized
 
 SIZE = 10
 FIT = {"epochs": 20, "num_batches": 100, "batch_size": 256, "progress_bar": False}
@@ -48,7 +48,7 @@ def nested():
         classifier_network=partial(MLP, widths=(64, 64)),
         summary_network=SETS,
     )
-    with optimizations(True):
+    with optimized():
         approximator.fit(random.key(0), **FIT)
     return approximator
 
@@ -95,7 +95,7 @@ def test_what_is_a_set_in_one_model_alone_is_conditioned_on_as_numbers():
     assert row["inference_conditions"].shape == (SIZE,) and "summary_variables" not in row
 
 
-def test_functions_need_an_adapter(unoptimized):
+def test_functions_need_an_adapter():
     def one(rng_key):
         return {"x": random.normal(rng_key, (3,))}
 

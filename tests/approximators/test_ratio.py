@@ -19,7 +19,7 @@ def test_negatives_are_those_of_other_simulations():
 
 
 @pytest.mark.parametrize("gamma, K", [(1.0, 5), (3.0, 1)])
-def test_loss_is_least_at_the_normalized_ratio(gamma, K, unoptimized):
+def test_loss_is_least_at_the_normalized_ratio(gamma, K):
     """Exactly, by enumerating a binary parameter and a binary datum."""
     joint = np.array([[0.4, 0.1], [0.2, 0.3]])  # of theta, x
     prior, evidence = joint.sum(1), joint.sum(0)

@@ -15,7 +15,7 @@ from scipy import stats
 import numpyro_amortized as npa
 from numpyro_amortized import scoring_rules
 from numpyro_amortized.networks import MLP
-from tests.conftest import optimizations
+from tests.conftest import optimized
 
 NOISE, LEVELS = 0.5, (0.1, 0.5, 0.9)
 RULES = {
@@ -39,7 +39,7 @@ def estimator():
         scoring_rules=RULES,
         subnet=partial(MLP, widths=(64, 64)),
     )
-    with optimizations(True):
+    with optimized():
         approximator.fit(random.key(0), epochs=40, progress_bar=False)
     return approximator
 
@@ -91,7 +91,7 @@ def test_draws_and_densities_are_those_of_the_log_normal_posterior(estimator):
 
 
 @pytest.mark.verify
-def test_posterior_of_a_mixture(unoptimized):
+def test_posterior_of_a_mixture():
     """The same density as a NumPyro distribution, of the network's vector."""
     simulator = npa.ModelSimulator(log_normal, 0.0)
     rules = {"mixture": scoring_rules.GaussianMixture(3)}
@@ -107,7 +107,7 @@ def test_posterior_of_a_mixture(unoptimized):
     np.testing.assert_allclose(log_q, posterior.log_prob(vector) - jnp.log(rate), atol=1e-4)
 
 
-def test_without_a_parametric_rule_there_is_no_density(unoptimized):
+def test_without_a_parametric_rule_there_is_no_density():
     simulator = npa.ModelSimulator(log_normal, 0.0)
     approximator = npa.ScoringRuleApproximator(
         simulator, scoring_rules={"mean": scoring_rules.Mean()}

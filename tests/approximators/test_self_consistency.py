@@ -20,11 +20,6 @@ NUM_SAMPLES, NUM_DATASETS = 4000, 5
 ERROR = 4 * np.sqrt(14 / (NUM_SAMPLES * NUM_DATASETS))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def unoptimized_everywhere(unoptimized_module):
-    """See ``unoptimized_module``."""
-
-
 def conjugate(y):
     theta = numpyro.sample("theta", dist.Normal(0, 1))
     numpyro.sample("y", dist.Normal(theta, 1), obs=y)

@@ -12,7 +12,7 @@ from jax import random
 import numpyro_amortized as npa
 from numpyro_amortized import networks
 from tests import models
-from tests.conftest import FLOW, optimizations
+from tests.conftest import FLOW
 
 CASES = {
     "set": (models.normal_mean, np.zeros(4)),
@@ -33,9 +33,8 @@ SMALL = {
 @cache
 def source_of(case):
     """The simulator and its adapter."""
-    with optimizations(False):
-        simulator = npa.ModelSimulator(*CASES[case])
-        return simulator, npa.Adapter.for_posterior(simulator)
+    simulator = npa.ModelSimulator(*CASES[case])
+    return simulator, npa.Adapter.for_posterior(simulator)
 
 
 def approximator_of(case, **options):
@@ -77,7 +76,7 @@ def test_default_networks_are_printed(case, network, lines):
     assert (spec.func if isinstance(spec, partial) else spec) is network
 
 
-def test_networks_for_some_of_the_sites(unoptimized):
+def test_networks_for_some_of_the_sites():
     approximator = approximator_of("three", summary_network=SMALL | {"series": networks.GRU})
     assert "series: GRU, as you said" in str(approximator)
     approximator = approximator_of("three", summary_network={"image": SMALL["image"]})
@@ -90,7 +89,7 @@ def test_networks_for_some_of_the_sites(unoptimized):
 
 
 @pytest.mark.verify
-def test_one_network_of_all_sites(unoptimized):
+def test_one_network_of_all_sites():
     class Means(nnx.Module):
         """Of each site."""
 
@@ -183,7 +182,7 @@ def test_regularized_summaries_are_normal():
 
 
 @pytest.mark.verify
-def test_regularizer_is_added_with_its_weight(unoptimized):
+def test_regularizer_is_added_with_its_weight():
     def loss(**options):
         approximator = approximator_of("set", summary_network=SMALL["survey"], **options)
         history = approximator.fit(
@@ -206,7 +205,7 @@ def test_wrong_regularizers():
             approximator_of("series", summary_regularizer=regularizer, regularizer_weight=weight)
 
 
-def test_masks_of_another_form(unoptimized):
+def test_masks_of_another_form():
     adapter = (
         npa.Adapter()
         .rename("mu", "inference_variables")

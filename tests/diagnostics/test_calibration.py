@@ -19,8 +19,6 @@ from numpyro_amortized.diagnostics import (
 )
 from tests.diagnostics.exact import NormalMean
 
-pytestmark = pytest.mark.usefixtures("unoptimized_module")
-
 
 def corrected(tree):
     p_values = tree["uniformity"].dataset.sel(p_value="corrected")

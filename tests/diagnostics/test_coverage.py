@@ -14,8 +14,6 @@ from numpyro_amortized.diagnostics import (
     uniformity_test,
 )
 
-pytestmark = pytest.mark.usefixtures("unoptimized_module")
-
 LEVELS = [0.5, 0.9]
 
 

@@ -8,8 +8,6 @@ from scipy import stats
 
 from numpyro_amortized.diagnostics import mahalanobis, misspecification, summaries, summary_mmd
 
-pytestmark = pytest.mark.usefixtures("unoptimized_module")
-
 RNG = np.random.default_rng(0)
 MIX = np.array([[2.0, 0, 0], [1, 0.1, 0], [0, 5, 100]])
 REFERENCE = RNG.normal(size=(20_000, 3)) @ MIX

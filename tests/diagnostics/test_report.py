@@ -28,7 +28,6 @@ from numpyro_amortized.diagnostics.page import page, picture
 from numpyro_amortized.training import History
 from tests.diagnostics.exact import NormalMean
 
-pytestmark = pytest.mark.usefixtures("unoptimized_module")
 HISTORY = History(
     np.array([3.0, 2, 1]), np.array([3.0, 1.5, 2]), 1, 30, 300, 0, 0, np.array([1.0, 1, 1])
 )

@@ -9,8 +9,6 @@ from jax import random
 
 from numpyro_amortized.diagnostics import c2st, mmd
 
-pytestmark = pytest.mark.usefixtures("unoptimized_module")
-
 RNG = np.random.default_rng(0)
 NORMAL, OTHER = RNG.normal(size=(2, 200, 2))
 

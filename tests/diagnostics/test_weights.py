@@ -28,6 +28,7 @@ def test_a_good_posterior_has_weights_to_be_trusted(normal_mean):
     assert (error < 5 * weights["log_evidence_se"] + 1e-3).all()
 
 
+@pytest.mark.verify
 def test_simulations_by_batches(normal_mean):
     weights = importance_weights(
         random.key(0), normal_mean, num_datasets=7, num_samples=200, batch_size=3

@@ -26,7 +26,7 @@ def mixed(*parts):
     return perturbed(network, 0.2)
 
 
-def test_total_probability_is_one(unoptimized):
+def test_total_probability_is_one():
     network = mixed(Category(3), Numbers(1), Count(0, 6.0, 3.0, 2.0))
     x = jnp.linspace(-15, 15, 1501)
     grid = jnp.stack(jnp.meshgrid(jnp.arange(3.0), x, jnp.arange(7.0), indexing="ij"), -1)
@@ -35,7 +35,7 @@ def test_total_probability_is_one(unoptimized):
 
 
 @pytest.mark.parametrize("part", [Category(4), COUNT, Count(-2.0, 5.0, 1.0, 2.0)])
-def test_draws_have_the_probabilities(part, unoptimized):
+def test_draws_have_the_probabilities(part):
     network = mixed(part)
     draws = network.sample(random.key(0), jnp.broadcast_to(CONTEXT, (20_000, 2)))
     values, counts = np.unique(np.asarray(draws), return_counts=True)
@@ -45,7 +45,7 @@ def test_draws_have_the_probabilities(part, unoptimized):
 
 
 @pytest.mark.verify
-def test_parts_add_up_and_later_ones_are_given_the_earlier(unoptimized):
+def test_parts_add_up_and_later_ones_are_given_the_earlier():
     network = mixed(Category(3), COUNT, Numbers(2))
     x = jnp.array([[2.0, 4, 0.3, -0.1], [0.0, 1, 0.3, -0.1]])
     terms = [network.partial_log_prob(x[:, :n], CONTEXT, i, i + 1) for i, n in enumerate((1, 2, 4))]
@@ -56,7 +56,7 @@ def test_parts_add_up_and_later_ones_are_given_the_earlier(unoptimized):
     )
 
 
-def test_context_broadcasts(unoptimized):
+def test_context_broadcasts():
     network = mixed(Category(3), Numbers(1))
     x, contexts = jnp.array([[1.0, 0.2], [2.0, 0.1], [0.0, -1.0]]), jnp.ones((4, 1, 2))
     contexts *= jnp.arange(4)[:, None, None]
@@ -80,7 +80,7 @@ def test_log_mass_in_both_tails_and_its_gradient():
     assert all(bool(jnp.isfinite(slope).all()) for slope in slopes)
 
 
-def test_gradients_of_far_counts_are_finite(unoptimized):
+def test_gradients_of_far_counts_are_finite():
     network = Discretized(COUNT, 2, flow=FLOW, rngs=nnx.Rngs(0))
     counts = jnp.array([[0.0], [3.0], [500.0], [100_000.0]])
 

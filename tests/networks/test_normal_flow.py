@@ -29,7 +29,7 @@ def circular(t):
     ],
 )
 @pytest.mark.verify
-def test_without_correction_it_is_the_normal_distribution(kind, path, unoptimized):
+def test_without_correction_it_is_the_normal_distribution(kind, path):
     """What the networks predict is zero at first."""
     network = kind(2, 3, widths=(4,), normal=True, rngs=nnx.Rngs(0))
     network.normal = perturbed(network.normal, 0.05)
@@ -52,7 +52,7 @@ def test_without_correction_it_is_the_normal_distribution(kind, path, unoptimize
         np.testing.assert_allclose(found, exact, rtol=2e-3, atol=2e-3)
 
 
-def test_its_loss_trains_the_normal_distribution(unoptimized):
+def test_its_loss_trains_the_normal_distribution():
     plain = DiffusionModel(2, 3, widths=(4,), rngs=nnx.Rngs(0))
     network = DiffusionModel(2, 3, widths=(4,), normal=True, rngs=nnx.Rngs(0))
     x, contexts = random.normal(random.key(1), (4, 2)), jnp.ones((4, 3))

@@ -14,7 +14,7 @@ from tests.networks import laws
 
 
 @pytest.mark.verify
-def test_context_broadcasts(unoptimized):
+def test_context_broadcasts():
     subnet = partial(MLP, widths=(8,))
     network = Parametric(2, 3, rule=GaussianMixture(3), subnet=subnet, rngs=nnx.Rngs(0))
     x, contexts = laws.check_context_broadcasts(jax.jit(network.log_prob), 3)

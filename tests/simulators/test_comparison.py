@@ -17,7 +17,6 @@ from numpyro_amortized.simulators.branches import split_branches
 from numpyro_amortized.simulators.comparison import ModelComparisonSimulator
 from numpyro_amortized.simulators.model import ModelSimulator
 
-pytestmark = pytest.mark.usefixtures("unoptimized_module")
 Y = np.zeros(3)
 
 

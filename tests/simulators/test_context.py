@@ -68,6 +68,7 @@ def test_pairs_of_value_and_covariate_are_a_set(simulator):
     assert "inference_conditions" not in inputs
 
 
+@pytest.mark.verify
 def test_priors_may_depend_on_the_context():
     simulator = npa.ModelSimulator(line, observed=("y",), context=scales)
     adapter = npa.Adapter.for_posterior(simulator)

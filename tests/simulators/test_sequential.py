@@ -41,8 +41,6 @@ LIKELIHOODS = {
 }
 TRACEABLE = ("device", "batched device")
 
-pytestmark = pytest.mark.usefixtures("unoptimized_module")
-
 
 @pytest.mark.parametrize(("first", "second"), [*product(PRIORS, LIKELIHOODS)])
 def test_values_reach_later_steps(first, second):

@@ -12,8 +12,6 @@ import numpyro_amortized as npa
 from numpyro_amortized.simulators import ModelSimulator
 from tests.zoo import DATA_AS_COVARIATES, ZOO
 
-pytestmark = pytest.mark.usefixtures("unoptimized_module")
-
 NUM_DRAWS = 200
 
 # model: site: (role, shape, plates), in trace order

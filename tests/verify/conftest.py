@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """References that several long checks compare with."""
 
+import jax
 import numpy as np
 import pytest
 from jax import random
@@ -19,3 +20,9 @@ def eight_schools_by_nuts():
         assert np.min(effective_sample_size(np.asarray(grouped[name]))) > 4000
     assert not mcmc.get_extra_fields()["diverging"].any()
     return quickstart.columns(mcmc.get_samples())
+
+
+@pytest.fixture
+def unoptimized():
+    """For a test that compiles much and runs little."""
+    jax.config.update("jax_disable_most_optimizations", True)
