@@ -12,6 +12,7 @@ from jax import random
 import numpyro_amortized as npa
 from numpyro_amortized.networks import CouplingFlow, DiffusionModel, FlowMatching
 from numpyro_amortized.networks.flow_matching import OptimalTransport
+from tests.conftest import optimized
 
 SMALL = partial(DiffusionModel, widths=(32, 32))
 QUICK = {"epochs": 1, "num_batches": 2, "batch_size": 8, "progress_bar": False}
@@ -42,7 +43,8 @@ def approximator():
 @pytest.fixture(scope="module")
 def trained():
     found = make()
-    found.fit(random.key(0), epochs=15, num_batches=100, progress_bar=False)
+    with optimized():
+        found.fit(random.key(0), epochs=15, num_batches=100, progress_bar=False)
     return found
 
 
