@@ -225,6 +225,7 @@ def table(task: str, summary: Mapping[str, Mapping[str, float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[*TASKS])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results.json")
     parser.add_argument("--child", choices=METHODS, help=argparse.SUPPRESS)
@@ -235,8 +236,8 @@ def main() -> None:
         return
     result: dict[str, Any] = {"runs": {}, "summaries": {}}
     for task in options.tasks:
-        runs: dict[str, list[Events]] = {method: [] for method in METHODS}
-        for _, method in product(range(options.runs), METHODS):
+        runs: dict[str, list[Events]] = {method: [] for method in options.methods}
+        for _, method in product(range(options.runs), options.methods):
             runs[method].append(run_child(method, task))
             print(task, method, f"{runs[method][-1]['first']['since_start']:.1f} s", flush=True)
         result["runs"][task], result["summaries"][task] = runs, summarize(runs)
