@@ -74,6 +74,25 @@ def ratio_normal(approximator, y):
         numpyro.factor("ratio", approximator.log_ratio({"mu": mu, "y": y}))
 
 
+def ratio_poisson(approximator, x, y):
+    latents = {
+        "intercept": numpyro.sample("intercept", dist.Normal(0.5, 0.5)),
+        "slope": numpyro.sample("slope", dist.Normal(0, 0.5)),
+    }
+    if numpyro.get_mask() is not False:
+        numpyro.factor("ratio", approximator.log_ratio(latents | {"x": x, "y": y}))
+
+
+def ratio_race(approximator, choice, time):
+    latents = {
+        "drift": numpyro.sample("drift", dist.Normal(0, 1)),
+        "speed": numpyro.sample("speed", dist.Normal(0, 0.5)),
+    }
+    if numpyro.get_mask() is not False:
+        data = {"choice": choice, "time": time}
+        numpyro.factor("ratio", approximator.log_ratio(latents | data))
+
+
 def learned_poisson(approximator, x, y):
     intercept = numpyro.sample("intercept", dist.Normal(0.5, 0.5))
     slope = numpyro.sample("slope", dist.Normal(0, 0.5))
