@@ -2,12 +2,13 @@
 """The simulation-based inference benchmark after `refine`, beside the amortized draws and NUTS.
 
 ``python -m benchmarks.refine``: for every task one training on a bank of 10,000 simulations with
-the defaults, and for each of five observations 10,000 draws of the amortized posterior, 10,000
-after `refine`, and 10,000 of NUTS in four chains; each is told apart from the reference by a
-classifier.
+the defaults, and for each of five observations 10,000 draws of the amortized posterior and 10,000
+after `refine`, told apart from the reference by a classifier. NUTS makes 10,000 in four chains,
+which are judged by their R-hat and effective sample size.
 """
 
 import argparse
+import math
 import os
 import statistics
 import time
@@ -19,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import random
+from numpyro.diagnostics import effective_sample_size, gelman_rubin
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_amortized as npa
@@ -32,7 +34,7 @@ OBSERVATIONS = range(1, NUM_OBSERVATIONS + 1)
 
 
 def evaluate(
-    task_name: str, seed: int, *, num_simulations: int, num_jobs: int, methods: Sequence[str]
+    task_name: str, seed: int, *, num_simulations: int, num_jobs: int, judged: Sequence[str]
 ) -> dict[str, Any]:
     """Train once, and judge the draws of every observation before and after refinement.
 
@@ -40,7 +42,7 @@ def evaluate(
     :param seed: of the simulations, the training and the draws.
     :param num_simulations: size of the bank.
     :param num_jobs: processes of the classifier.
-    :param methods: names of those whose draws are judged.
+    :param judged: names of the methods whose draws are told from the reference.
     """
     task = TASKS[task_name]
     references = {i: reference(task, i) for i in OBSERVATIONS}
@@ -55,11 +57,12 @@ def evaluate(
     rows = []
     for key, (observation, (x, true)) in zip(keys, references.items(), strict=True):
         row: dict[str, Any] = {"observation": observation}
-        for name in methods:
+        for name in METHODS:
             begin = time.perf_counter()
             sites, told = METHODS[name](key, approximator, task, x, len(true))
             row[name] = told | {"seconds": time.perf_counter() - begin}
-            row[name]["c2st"] = c2st(true, flatten(task, sites), num_jobs=num_jobs)
+            if name in judged:
+                row[name]["c2st"] = c2st(true, flatten(task, sites), num_jobs=num_jobs)
         print(task_name, row, flush=True)
         rows.append(row)
     return {"task": task_name, "seed": seed, "fit_seconds": fit_seconds, "observations": rows}
@@ -87,7 +90,7 @@ def refined(
 def nuts(
     rng_key: jax.Array, approximator: npa.ContinuousApproximator, task: Task, x: Any, num: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The same by NUTS alone."""
+    """The same by NUTS alone, with the largest R-hat and the least effective sample size."""
     mcmc = MCMC(
         NUTS(task.model),
         num_warmup=1000,
@@ -97,39 +100,49 @@ def nuts(
         progress_bar=False,
     )
     mcmc.run(rng_key, x=x)
-    return jax.device_get(mcmc.get_samples()), {}
+    chains = jax.device_get(mcmc.get_samples(group_by_chain=True))
+    rhat = max(float(np.max(gelman_rubin(chains[name]))) for name in task.parameters)
+    ess = min(float(np.min(effective_sample_size(chains[name]))) for name in task.parameters)
+    return jax.device_get(mcmc.get_samples()), {"rhat": rhat, "ess": ess}
 
 
 METHODS = {"amortized": amortized, "refined": refined, "nuts": nuts}
+JUDGED = ["amortized", "refined"]
 
 
 def table(runs: list[dict[str, Any]]) -> str:
     """:return: a Markdown table of means over the observations."""
-    header = ["task", "C2ST: amortized", "refined", "NUTS", "without MCMC", "unresolved"]
-    header += ["first refine, s", "others, s", "NUTS, s"]
+    header = ["task", "C2ST: amortized", "refined", "worst refined", "without MCMC", "unresolved"]
+    header += ["first refine, s", "others, s", "NUTS, s", "its R-hat", "its ESS"]
     lines = []
     for run in runs:
         rows = run["observations"]
-        scores = [_mean(rows, name, "c2st") for name in ("amortized", "refined", "nuts")]
-        steps = [row["refined"]["step"] for row in rows if "refined" in row]
+        steps = [row["refined"]["step"] for row in rows]
         lines.append(
             [
                 run["task"],
-                *scores,
+                *(_mean(rows, name, "c2st", digits=3) for name in ("amortized", "refined")),
+                f"{max(row['refined'].get('c2st', math.nan) for row in rows):.3f}",
                 f"{steps.count('resampled')} of {len(steps)}",
                 steps.count("unresolved"),
                 _mean(rows[:1], "refined", "seconds"),
                 _mean(rows[1:], "refined", "seconds"),
                 _mean(rows, "nuts", "seconds"),
+                _range(rows, "rhat", digits=3),
+                _range(rows, "ess", digits=0),
             ]
         )
     return markdown(header, lines)
 
 
-def _mean(rows: list[dict[str, Any]], name: str, value: str) -> str:
-    known = [row[name][value] for row in rows if name in row]
-    digits = 3 if value == "c2st" else 1
+def _mean(rows: list[dict[str, Any]], name: str, value: str, *, digits: int = 1) -> str:
+    known = [row[name][value] for row in rows if value in row[name]]
     return f"{statistics.mean(known):.{digits}f}" if known else "-"
+
+
+def _range(rows: list[dict[str, Any]], value: str, *, digits: int) -> str:
+    known = [row["nuts"][value] for row in rows]
+    return f"{min(known):.{digits}f} to {max(known):.{digits}f}"
 
 
 def main() -> None:
@@ -138,7 +151,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-simulations", type=int, default=10_000)
     parser.add_argument("--num-jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--judged", nargs="*", default=JUDGED, choices=list(METHODS))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results.json")
     options = parser.parse_args()
     runs = []
@@ -149,7 +162,7 @@ def main() -> None:
                 options.seed,
                 num_simulations=options.num_simulations,
                 num_jobs=options.num_jobs,
-                methods=options.methods,
+                judged=options.judged,
             )
         )
         write(options.out, "refine", {"runs": runs})

@@ -11,16 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 from jax import random
 from numpyro import handlers
 from numpyro.diagnostics import gelman_rubin
 from numpyro.infer import MCMC, NUTS
-from numpyro.infer.reparam import LocScaleReparam
+from numpyro.infer.reparam import LocScaleReparam, Reparam
 
 import numpyro_amortized as npa
 from benchmarks.environment import ROOT, markdown, write
 from tests.zoo import ZOO, Example
+
+
+class StepReparam(Reparam):
+    """A random walk as the sum of its steps, which are standard normal."""
+
+    def __call__(self, name: str, fn: Any, obs: Any) -> tuple[None, jax.Array]:
+        assert obs is None
+        normal = dist.Normal().expand(fn.event_shape).to_event(1)
+        steps = numpyro.sample(f"{name}_steps", normal)
+        return None, fn.scale * jnp.cumsum(steps)
+
 
 MODELS = (
     "eight_schools",
@@ -33,14 +47,18 @@ MODELS = (
 TOLD = ("step", "pareto_k", "importance_ess", "ess", "nested_rhat", "ood_p_value")
 TOLD += ("num_divergences", "num_jumps", "missed_mass", "num_log_densities")
 # Hierarchies whose funnel NUTS does not explore as they are written, so that it is no reference.
-DECENTRED = {"eight_schools": ("theta",), "partially_pooled_with_logit": ("alpha",)}
+DECENTRED = {
+    "eight_schools": {"theta": LocScaleReparam(0)},
+    "partially_pooled_with_logit": {"alpha": LocScaleReparam(0)},
+    "stochastic_volatility": {"s": StepReparam()},
+}
 Draws = dict[str, np.ndarray]
 
 
 def nuts(rng_key: jax.Array, example: Example, *, num_samples: int) -> tuple[Draws, float]:
     """:return: reference draws ``(num, *shape)`` of each site, and the largest R-hat."""
-    sites = DECENTRED.get(example.model.__name__, ())
-    model = handlers.reparam(example.model, config={name: LocScaleReparam(0) for name in sites})
+    config = DECENTRED.get(example.model.__name__, {})
+    model = handlers.reparam(example.model, config=config)
     kernel = NUTS(model, target_accept_prob=0.95)
     mcmc = MCMC(
         kernel,

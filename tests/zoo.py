@@ -58,7 +58,10 @@ def partially_pooled_with_logit(at_bats, hits=None):
         numpyro.sample("hits", dist.Binomial(at_bats, logits=alpha), obs=hits)
 
 
-RETURNS = 0.01 * np.random.default_rng(0).standard_t(4, 20)
+# Standard & Poor's 500 from 2007-07-20 to 2007-08-16: daily returns in per cent.
+RETURNS = [-1.2221, 0.4869, -1.9804, 0.4666, -2.3338, -1.5992, 1.0254, -1.2647, 0.7243, 0.4359]
+RETURNS += [-2.6586, 2.4151, 0.6159, 1.4072, -2.9650, 0.0379, -0.0495, -1.8157, -1.3908, 0.3249]
+RETURNS = np.array(RETURNS)
 
 
 def stochastic_volatility(returns):
@@ -206,16 +209,18 @@ def horseshoe(x, y):
     numpyro.sample("y", dist.Normal(x @ beta, precision**-0.5), obs=y)
 
 
-FISH = np.array([0, 0, 3, 0, 1, 0, 0, 7, 0, 2])
+# Leroux & Puterman (1992): movements of a fetal lamb in 240 intervals of five seconds.
+MOVEMENTS = np.repeat([0, 1, 2, 3, 4, 7], [182, 41, 12, 2, 2, 1])
+INTERCEPT = np.ones((240, 1))
 
 
-def zero_inflated_poisson(x, fish):
+def zero_inflated_poisson(x, counts):
     """Lambert (1992): covariates of the zeros and of the rate."""
     to_gate = numpyro.sample("to_gate", dist.Normal(0, 1).expand([x.shape[1]]).to_event(1))
     to_rate = numpyro.sample("to_rate", dist.Normal(0, 1).expand([x.shape[1]]).to_event(1))
     gate, rate = jax.nn.sigmoid(x @ to_gate), jnp.exp(x @ to_rate)
-    with numpyro.plate("visits", len(x)):
-        numpyro.sample("fish", dist.ZeroInflatedPoisson(gate, rate), obs=fish)
+    with numpyro.plate("intervals", len(x)):
+        numpyro.sample("counts", dist.ZeroInflatedPoisson(gate, rate), obs=counts)
 
 
 CHOSEN = np.array([1, 0, 1, 1, 0, 0, 1, 0, 1, 0])
@@ -257,7 +262,7 @@ ZOO = {
         Example(gaussian_process, (INPUTS, OUTPUTS)),
         Example(hidden_markov, (WORDS,)),
         Example(horseshoe, (FEATURES, RESPONSE)),
-        Example(zero_inflated_poisson, (FEATURES, FISH)),
+        Example(zero_inflated_poisson, (INTERCEPT, MOVEMENTS)),
         Example(proportion_test, (FEATURES, CHOSEN)),
         Example(hilbert_space_gp, (INPUTS, OUTPUTS)),
     )

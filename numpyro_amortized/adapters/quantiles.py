@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps between a univariate distribution and the standard normal, by their quantiles.
+"""Maps between a distribution and the standard normal, by their quantiles.
 
 ``z = Phi^-1(F(x))`` turns a prior into N(0, 1) exactly. Both tails are computed from their own
-small probability: ``1 - F`` would lose the upper one to rounding.
+small probability: ``1 - F`` would lose the upper one to rounding. A random walk is mapped by the
+quantiles of each step.
 """
 
 from collections.abc import Callable
@@ -82,9 +83,12 @@ _TAILS: dict[type, Tails] = {
 }
 
 
+_NORMAL = (dist.Normal, dist.LogNormal, dist.GaussianRandomWalk)
+
+
 def has_quantiles(distribution: Distribution) -> bool:
     """Whether the distribution can be mapped to the standard normal accurately."""
-    return type(distribution) in _TAILS or type(distribution) in (dist.Normal, dist.LogNormal)
+    return type(distribution) in (*_TAILS, *_NORMAL)
 
 
 def to_normal(distribution: Distribution, x: Array) -> tuple[Array, Array]:
@@ -95,6 +99,8 @@ def to_normal(distribution: Distribution, x: Array) -> tuple[Array, Array]:
     :return: ``z`` and ``log |dz/dx|``, each of the shape of ``x``.
     """
     z = _normal_quantile(distribution, x)
+    if isinstance(distribution, dist.GaussianRandomWalk):
+        return z, jnp.broadcast_to(-jnp.log(_step(distribution)), z.shape)
     log_normal = -0.5 * (z**2 + jnp.log(2 * jnp.pi))
     return z, distribution.log_prob(x) - log_normal
 
@@ -105,6 +111,8 @@ def from_normal(distribution: Distribution, z: Array) -> Array:
         return distribution.loc + distribution.scale * z
     if isinstance(distribution, dist.LogNormal):
         return jnp.exp(distribution.loc + distribution.scale * z)
+    if isinstance(distribution, dist.GaussianRandomWalk):
+        return jnp.cumsum(_step(distribution) * z, axis=-1)
     tails = _TAILS[type(distribution)]
     # not -|z|, whose derivative at zero is zero
     p = jnp.maximum(ndtr(jnp.where(z > 0, -z, z)), _SMALLEST)
@@ -116,8 +124,15 @@ def _normal_quantile(distribution: Distribution, x: Array) -> Array:
         return (x - distribution.loc) / distribution.scale
     if isinstance(distribution, dist.LogNormal):
         return (jnp.log(x) - distribution.loc) / distribution.scale
+    if isinstance(distribution, dist.GaussianRandomWalk):
+        return jnp.diff(x, axis=-1, prepend=0) / _step(distribution)
     tails = _TAILS[type(distribution)]
     lower, upper = tails.cdf(distribution, x), tails.sf(distribution, x)
     # not the minimum, whose derivative at the median is the mean of both
     p = jnp.maximum(jnp.where(lower < upper, lower, upper), _SMALLEST)
     return jnp.where(lower < upper, 1.0, -1.0) * ndtri(p)
+
+
+def _step(walk: dist.GaussianRandomWalk) -> Array:
+    """Standard deviation of each step, with the axis of the steps."""
+    return jnp.asarray(walk.scale)[..., None]

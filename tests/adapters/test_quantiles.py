@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps between univariate distributions and the standard normal."""
+"""Maps between distributions and the standard normal."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,13 @@ import numpyro.distributions as dist
 import pytest
 from scipy import stats
 
-from numpyro_amortized.adapters.quantiles import _TAILS, from_normal, has_quantiles, to_normal
+from numpyro_amortized.adapters.quantiles import (
+    _NORMAL,
+    _TAILS,
+    from_normal,
+    has_quantiles,
+    to_normal,
+)
 
 FAMILIES = [
     (dist.Normal(2.0, 3.0), stats.norm(2, 3)),
@@ -26,7 +32,7 @@ BOTH = pytest.mark.parametrize("ours, reference", FAMILIES, ids=lambda d: type(d
 
 def test_every_family_is_tested():
     tested = {type(ours) for ours, _ in FAMILIES}
-    assert tested == {*_TAILS, dist.Normal, dist.LogNormal}
+    assert tested | {dist.GaussianRandomWalk} == {*_TAILS, *_NORMAL}
     assert all(has_quantiles(ours) for ours, _ in FAMILIES)
     assert not has_quantiles(dist.Gamma(2.0, 1.0))
     # a subclass or a wrapper may have another density
@@ -100,3 +106,14 @@ def test_densities_and_gradients_are_finite(ours, reference):
 def test_a_uniform_draw_on_its_bound_stays_finite(x):
     z, log_slope = to_normal(dist.Uniform(0.0, 1.0), jnp.asarray(x))
     assert jnp.isfinite(z) and jnp.isfinite(log_slope) and jnp.abs(z) > 5
+
+
+def test_random_walks_are_mapped_step_by_step():
+    walks = dist.GaussianRandomWalk(jnp.array([0.5, 2.0]), 3)
+    z = jnp.linspace(-4, 4, 24).reshape(4, 2, 3)
+    x = from_normal(walks, z)
+    np.testing.assert_allclose(x[..., 1] - x[..., 0], walks.scale * z[..., 1], rtol=1e-5)
+    steps, log_slope = to_normal(walks, x)
+    np.testing.assert_allclose(steps, z, rtol=1e-4, atol=1e-5)
+    expected = dist.Normal().log_prob(z).sum(-1) + log_slope.sum(-1)
+    np.testing.assert_allclose(walks.log_prob(x), expected, rtol=1e-5)

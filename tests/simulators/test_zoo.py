@@ -81,9 +81,9 @@ SITES = {
         "y": ("observed", (10,), ()),
     },
     "zero_inflated_poisson": {
-        "to_gate": ("latent", (4,), ()),
-        "to_rate": ("latent", (4,), ()),
-        "fish": ("observed", (10,), ("visits",)),
+        "to_gate": ("latent", (1,), ()),
+        "to_rate": ("latent", (1,), ()),
+        "counts": ("observed", (240,), ("intervals",)),
     },
     "proportion_test": {
         "beta": ("latent", (4,), ()),
@@ -101,7 +101,7 @@ SITES = {
 }
 
 # models whose observations are a set: exchangeable, given the latents
-SETS = {"fully_pooled"}
+SETS = {"fully_pooled", "zero_inflated_poisson"}
 
 
 @cache
