@@ -87,26 +87,28 @@ def regression_guide():
     return npa.AmortizedGuide(models.regression, approximator)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_tuning_makes_weights_of_unusual_data_trustworthy(regression_guide, seed):
+def test_tuning_makes_weights_of_unusual_data_trustworthy(regression_guide):
     """Intercept and slopes are four prior standard deviations off, where nothing was learned.
 
-    Above a k-hat of 0.7 weights are not to be trusted (Vehtari et al., 2024). What is left after
-    tuning was between 0.26 and 0.57 over data sets and keys: below 0.5 mostly, not always.
+    A k-hat of one data set after tuning was between 0.26 and 0.57, as the keys fell.
     """
-    rng = np.random.default_rng(seed)
-    noise = models.NOISE * rng.normal(size=len(models.DESIGN))
-    data = {"x": models.DESIGN, "y": 1 + 8 + models.DESIGN @ [4, -4] + noise}
-    exact = models.regression_posterior(data["y"])
-    draws = rng.multivariate_normal(exact.mean, exact.covariance, NUM_DRAWS)
-    reference = draws, ("intercept", "slope")
-    before = judged(regression_guide, {}, *reference, **data)
-    params = tuned(regression_guide, peak=1e-3, num_steps=2000, **data)
-    after = judged(regression_guide, params, *reference, **data)
-    print(f"k-hat {before[0]:.2f} to {after[0]:.2f}, C2ST {before[1]:.3f} to {after[1]:.3f}")
-    assert before[0] > 0.7
-    assert after[0] < 0.7
-    assert after[1] <= before[1]
+    ends = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        noise = models.NOISE * rng.normal(size=len(models.DESIGN))
+        data = {"x": models.DESIGN, "y": 1 + 8 + models.DESIGN @ [4, -4] + noise}
+        exact = models.regression_posterior(data["y"])
+        draws = rng.multivariate_normal(exact.mean, exact.covariance, NUM_DRAWS)
+        reference = draws, ("intercept", "slope")
+        before = judged(regression_guide, {}, *reference, **data)
+        params = tuned(regression_guide, peak=1e-3, num_steps=2000, **data)
+        after = judged(regression_guide, params, *reference, **data)
+        print(f"k-hat {before[0]:.2f} to {after[0]:.2f}, C2ST {before[1]:.3f} to {after[1]:.3f}")
+        assert before[0] > 0.7
+        assert after[1] <= before[1]
+        ends.append(after[0])
+    # above 0.7 weights are not to be trusted (Vehtari et al., 2024)
+    assert np.max(ends) < 0.7 and np.median(ends) < 0.5
 
 
 def test_the_flow_takes_nuts_to_the_exact_posterior(approximate):
