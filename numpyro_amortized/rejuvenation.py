@@ -13,6 +13,7 @@ latents in every epoch keeps a network from learning those of a small bank by he
 2. *Getting it right: joint distribution tests of posterior simulators*, Geweke (2004).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from jax import Array, lax, random
 
 from numpyro_amortized.adapters.adapter import Adapter
 from numpyro_amortized.adapters.latents import UnconstrainLatents, unconstrain_latents
+from numpyro_amortized.random_walk import random_walk
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import has_bijection
 
@@ -94,13 +96,8 @@ class Rejuvenation:
     def _step(
         self, rng_key: Array, position: Array, log_density: Array, rest: Values
     ) -> tuple[Array, Array]:
-        size_key, direction_key, accept_key = random.split(rng_key, 3)
-        share = random.uniform(size_key)
-        scale = _SMALLEST_STEP**share * 2.4 / jnp.sqrt(position.shape[-1])
-        proposal = position + scale * random.normal(direction_key, position.shape)
-        proposed = self._log_density(proposal, rest)
-        accept = jnp.log(random.uniform(accept_key)) < proposed - log_density
-        return jnp.where(accept, proposal, position), jnp.where(accept, proposed, log_density)
+        density = partial(self._log_density, rest=rest)
+        return random_walk(rng_key, position, log_density, density, smallest_step=_SMALLEST_STEP)
 
     def _log_density(self, position: Array, rest: Values) -> Array:
         """Log joint density in the unconstrained space."""

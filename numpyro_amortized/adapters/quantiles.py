@@ -83,7 +83,36 @@ _TAILS: dict[type, Tails] = {
 }
 
 
-_NORMAL = (dist.Normal, dist.LogNormal, dist.GaussianRandomWalk)
+class Standardization(NamedTuple):
+    """Maps of a distribution whose values are a function of standard normal ones."""
+
+    forward: Callable[[Distribution, Array], Array]
+    log_slope: Callable[[Distribution, Array], Array]  # of `forward`; broadcasts against values
+    inverse: Callable[[Distribution, Array], Array]
+
+
+def _step(walk: Distribution) -> Array:
+    """Standard deviation of each step, with the axis of the steps."""
+    return jnp.asarray(walk.scale)[..., None]
+
+
+_NORMAL: dict[type, Standardization] = {
+    dist.Normal: Standardization(
+        forward=lambda d, x: (x - d.loc) / d.scale,
+        log_slope=lambda d, x: -jnp.log(d.scale),
+        inverse=lambda d, z: d.loc + d.scale * z,
+    ),
+    dist.LogNormal: Standardization(
+        forward=lambda d, x: (jnp.log(x) - d.loc) / d.scale,
+        log_slope=lambda d, x: -jnp.log(d.scale) - jnp.log(x),
+        inverse=lambda d, z: jnp.exp(d.loc + d.scale * z),
+    ),
+    dist.GaussianRandomWalk: Standardization(
+        forward=lambda d, x: jnp.diff(x, axis=-1, prepend=0) / _step(d),
+        log_slope=lambda d, x: -jnp.log(_step(d)),
+        inverse=lambda d, z: jnp.cumsum(_step(d) * z, axis=-1),
+    ),
+}
 
 
 def has_quantiles(distribution: Distribution) -> bool:
@@ -98,21 +127,18 @@ def to_normal(distribution: Distribution, x: Array) -> tuple[Array, Array]:
     :param x: values in its support.
     :return: ``z`` and ``log |dz/dx|``, each of the shape of ``x``.
     """
+    if (exact := _NORMAL.get(type(distribution))) is not None:
+        z = exact.forward(distribution, x)
+        return z, jnp.broadcast_to(exact.log_slope(distribution, x), z.shape)
     z = _normal_quantile(distribution, x)
-    if isinstance(distribution, dist.GaussianRandomWalk):
-        return z, jnp.broadcast_to(-jnp.log(_step(distribution)), z.shape)
     log_normal = -0.5 * (z**2 + jnp.log(2 * jnp.pi))
     return z, distribution.log_prob(x) - log_normal
 
 
 def from_normal(distribution: Distribution, z: Array) -> Array:
     """Undo :func:`to_normal`; finite and in the support for every finite ``z``."""
-    if isinstance(distribution, dist.Normal):
-        return distribution.loc + distribution.scale * z
-    if isinstance(distribution, dist.LogNormal):
-        return jnp.exp(distribution.loc + distribution.scale * z)
-    if isinstance(distribution, dist.GaussianRandomWalk):
-        return jnp.cumsum(_step(distribution) * z, axis=-1)
+    if (exact := _NORMAL.get(type(distribution))) is not None:
+        return exact.inverse(distribution, z)
     tails = _TAILS[type(distribution)]
     # not -|z|, whose derivative at zero is zero
     p = jnp.maximum(ndtr(jnp.where(z > 0, -z, z)), _SMALLEST)
@@ -120,19 +146,8 @@ def from_normal(distribution: Distribution, z: Array) -> Array:
 
 
 def _normal_quantile(distribution: Distribution, x: Array) -> Array:
-    if isinstance(distribution, dist.Normal):
-        return (x - distribution.loc) / distribution.scale
-    if isinstance(distribution, dist.LogNormal):
-        return (jnp.log(x) - distribution.loc) / distribution.scale
-    if isinstance(distribution, dist.GaussianRandomWalk):
-        return jnp.diff(x, axis=-1, prepend=0) / _step(distribution)
     tails = _TAILS[type(distribution)]
     lower, upper = tails.cdf(distribution, x), tails.sf(distribution, x)
     # not the minimum, whose derivative at the median is the mean of both
     p = jnp.maximum(jnp.where(lower < upper, lower, upper), _SMALLEST)
     return jnp.where(lower < upper, 1.0, -1.0) * ndtri(p)
-
-
-def _step(walk: dist.GaussianRandomWalk) -> Array:
-    """Standard deviation of each step, with the axis of the steps."""
-    return jnp.asarray(walk.scale)[..., None]

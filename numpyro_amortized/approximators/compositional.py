@@ -30,7 +30,6 @@ from numpyro_amortized.approximators.group_moves import group_density, moved
 from numpyro_amortized.approximators.groups import as_groups
 from numpyro_amortized.approximators.sources import Source
 from numpyro_amortized.approximators.summaries import SummarySpec
-from numpyro_amortized.approximators.vector_density import VectorDensity
 from numpyro_amortized.datasets import Batch
 from numpyro_amortized.networks.composable import Composable
 from numpyro_amortized.networks.continuous_flow import ContinuousFlow
@@ -196,28 +195,12 @@ class CompositionalApproximator(SingleDensityApproximator):
                 "num_moves: expected none, or some of at least two draws, got "
                 f"num_moves={num_moves} and num_samples={num_samples}."
             )
-        if num_moves:
-            self._single_density  # noqa: B018 - raises where it is not known
-
-    @property
-    def _single_density(self) -> VectorDensity:
-        """The model's density of the latents and one group.
-
-        :raises TypeError: where there is no model.
-        :raises ValueError: where its density is not known.
-        """
-        if self.predictive is None:
-            raise TypeError(
-                "num_moves: expected an approximator of a NumPyro model, whose density is known, "
-                f"got one of {type(self.source).__name__}. Draw with num_moves=0."
-            )
-        given, may_be_missing = given_names(self.sites), self.adapter.may_be_missing
-        if self.varying_size is not None or any(name in may_be_missing for name in given):
+        if num_moves and not self.data_density("num_moves").predictive.prior_sites:
             raise ValueError(
-                "num_moves: expected groups of one size without missing values, at which the "
-                "model's density is known. Draw with num_moves=0."
+                f"num_moves: expected priors of {list(self.inferred_sites)} that do not depend on "
+                "latents left out: the prior must count once, and not with every group. Leave it "
+                "out."
             )
-        return self.vector_density(self.predictive)
 
     @property
     def _kept_sites(self) -> tuple[str, ...]:
@@ -259,7 +242,7 @@ class CompositionalApproximator(SingleDensityApproximator):
                     last=last,
                 )
                 if num_moves:
-                    log_density = group_density(self._single_density, groups)
+                    log_density = group_density(self.data_density("num_moves"), groups)
                     vectors = moved(random.fold_in(key, 1), log_density, vectors, num_moves)
                 first = jax.tree.map(lambda x: x[0], groups)
                 values = jax.vmap(self.latents_at, in_axes=(0, None))(vectors, first)

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from numpyro_amortized.approximators.conditions import (
     check_num_samples,
+    given_names,
     in_batches,
     map_in_chunks,
 )
@@ -132,6 +133,32 @@ class DensityApproximator(LatentApproximator):
         if predictive not in self._vector_densities:
             self._vector_densities[predictive] = VectorDensity(self, predictive)
         return self._vector_densities[predictive]
+
+    def data_density(self, argument: str) -> VectorDensity:
+        """The joint density at vectors, and at data as they are in training.
+
+        :param argument: what asks for it, for the message.
+        :raises TypeError: where there is no model.
+        :raises ValueError: where the density is not known, with the reason.
+        """
+        if self.predictive is None:
+            raise TypeError(
+                f"{argument}: expected an approximator of a NumPyro model, whose density is known, "
+                f"got one of {type(self.source).__name__}. Leave it out."
+            )
+        if (varying := self.varying_size) is not None:
+            raise ValueError(
+                f"{argument}: expected data of one size, but '{varying.name}' varies from "
+                f"{varying.low} to {varying.high}, and densities are those of one size. Leave it "
+                "out."
+            )
+        may_be_missing = self.adapter.may_be_missing
+        if missing := [name for name in given_names(self.sites) if name in may_be_missing]:
+            raise ValueError(
+                f"{argument}: expected data that are complete, but values of {missing} may be "
+                "missing, and the model's density at missing values is not known. Leave it out."
+            )
+        return self.vector_density(self.predictive)
 
     @cached_property
     def _vector_densities(self) -> dict[ModelPredictive, VectorDensity]:

@@ -10,6 +10,7 @@ posterior given all groups invariant, and carry draws that are near it the rest 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax import Array, lax, random
 
 from numpyro_amortized.approximators.vector_density import VectorDensity
 from numpyro_amortized.datasets import Batch
+from numpyro_amortized.random_walk import random_walk
 
 __all__ = ["group_density", "moved"]
 
@@ -24,7 +26,7 @@ _SMALLEST_STEP = 0.03  # of the random walk that is optimal where draws are righ
 
 
 def group_density(density: VectorDensity, groups: Batch) -> Callable[[Array], Array]:
-    """Log density of vectors ``(num_samples, size)`` given all groups, up to a constant.
+    """Log density of a vector ``(size,)`` given all groups, up to a constant.
 
     Groups are gone through one by one, so that memory does not grow with their number.
 
@@ -33,15 +35,11 @@ def group_density(density: VectorDensity, groups: Batch) -> Callable[[Array], Ar
     """
     first = jax.tree.map(lambda x: x[0], groups)
 
-    def prior(vector: Array) -> Array:
-        return density(vector, first, first) - density.log_likelihood(vector, first, first)
-
-    def log_density(vectors: Array) -> Array:
+    def log_density(vector: Array) -> Array:
         def add(total: Array, group: Batch) -> tuple[Array, None]:
-            each = jax.vmap(density.log_likelihood, in_axes=(0, None, None))
-            return total + each(vectors, group, group), None
+            return total + density.log_likelihood(vector, group, group), None
 
-        total = lax.scan(add, jax.vmap(prior)(vectors), groups)[0]
+        total = lax.scan(add, density.log_prior(vector, first, first), groups)[0]
         return jnp.where(jnp.isnan(total), -jnp.inf, total)
 
     return log_density
@@ -52,26 +50,19 @@ def moved(
 ) -> Array:
     """Random-walk Metropolis moves of each draw, in the directions in which the draws lie.
 
-    Steps are of random size, log-uniform, since the draws may lie wider than the posterior.
+    Steps are of random size, since the draws may lie wider than the posterior.
 
     :param rng_key: a key.
-    :param log_density: of draws, shape ``(num_samples,)``.
+    :param log_density: of one draw.
     :param draws: shape ``(num_samples, size)``, more than one.
     """
-    size = draws.shape[-1]
     covariance = jnp.atleast_2d(jnp.cov(draws, rowvar=False))
     values, vectors = jnp.linalg.eigh(covariance)
-    root = 2.4 / size**0.5 * vectors * jnp.sqrt(jnp.maximum(values, 0))
+    root = vectors * jnp.sqrt(jnp.maximum(values, 0))
+    walk = partial(random_walk, density=log_density, smallest_step=_SMALLEST_STEP, root=root)
 
-    def move(state: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], None]:
-        draws, before = state
-        size_key, direction_key, accept_key = random.split(key, 3)
-        step = _SMALLEST_STEP ** random.uniform(size_key, (len(draws), 1), draws.dtype)
-        proposed = draws + step * random.normal(direction_key, draws.shape, draws.dtype) @ root.T
-        after = log_density(proposed)
-        accept = jnp.log(random.uniform(accept_key, before.shape, before.dtype)) < after - before
-        draws = jnp.where(accept[:, None], proposed, draws)
-        return (draws, jnp.where(accept, after, before)), None
+    def move(state: tuple[Array, Array], keys: Array) -> tuple[tuple[Array, Array], None]:
+        return jax.vmap(walk)(keys, *state), None
 
-    start = draws, log_density(draws)
-    return lax.scan(move, start, random.split(rng_key, num_moves))[0][0]
+    start = draws, jax.vmap(log_density)(draws)
+    return lax.scan(move, start, random.split(rng_key, (num_moves, len(draws))))[0][0]

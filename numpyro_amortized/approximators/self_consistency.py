@@ -172,23 +172,7 @@ def _density(approximator: "Approximator") -> "VectorDensity":
         raise ValueError(
             "self_consistency: expected an approximator of a posterior, got one of a likelihood."
         )
-    if approximator.predictive is None:
-        raise TypeError(
-            "self_consistency: expected an approximator of a NumPyro model, whose density is "
-            f"known, got one of {type(approximator.source).__name__}."
-        )
-    if (varying := approximator.varying_size) is not None:
-        raise ValueError(
-            f"self_consistency: expected data of one size, but '{varying.name}' varies from "
-            f"{varying.low} to {varying.high}, and densities are those of one size."
-        )
-    may_be_missing = approximator.adapter.may_be_missing
-    if missing := [name for name in given_names(approximator.sites) if name in may_be_missing]:
-        raise ValueError(
-            f"self_consistency: expected data that are complete, but values of {missing} may be "
-            "missing, and the model's density at missing values is not known."
-        )
-    return approximator.vector_density(approximator.predictive)
+    return approximator.data_density("self_consistency")
 
 
 def _batch(approximator: "DensityApproximator", data: Mapping[str, ArrayLike]) -> Batch:

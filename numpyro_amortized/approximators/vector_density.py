@@ -47,8 +47,17 @@ class VectorDensity:
     def log_likelihood(self, vector: Array, observed: Values, given: Values) -> Array:
         """Log density of the data given the latents, a scalar, where the prior has a density."""
         latents = self._latents(vector, observed)
+        return self.joint(latents, given) - self._log_prior(latents, given)
+
+    def log_prior(self, vector: Array, observed: Values, given: Values) -> Array:
+        """Log prior density in the networks' space, a scalar, where there is one."""
+        latents = self._latents(vector, observed)
+        log_det = self.approximator.adapter.log_det_jac({**latents, **observed})
+        return self._log_prior(latents, given) - log_det
+
+    def _log_prior(self, latents: Values, given: Values) -> Array:
         priors = self.predictive.log_prior(latents, given).values()
-        return self.joint(latents, given) - sum((jnp.sum(x) for x in priors), jnp.zeros(()))
+        return sum((jnp.sum(x) for x in priors), jnp.zeros(()))
 
     def _latents(self, vector: Array, observed: Values) -> dict[str, Array]:
         sites = self.approximator.sites_at(vector, observed)

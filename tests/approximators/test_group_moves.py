@@ -44,12 +44,24 @@ def test_density_given_all_groups():
     scales = np.array([0.3, 1.0, 2.5], np.float32)
     forward = jax.jit(jax.vmap(approximator.adapter.forward))
     vectors = forward({"scale": scales})["inference_variables"]
-    found = jax.jit(group_density(density, groups))(vectors)
+    found = jax.jit(jax.vmap(group_density(density, groups)))(vectors)
     # the density of log(scale), which the networks' space is up to a linear map
     prior = dist.Normal(0, 1).log_prob(np.log(scales))
     likelihood = dist.Normal(0, scales[:, None]).log_prob(groups["y"].ravel()).sum(1)
     expected = prior + likelihood
     np.testing.assert_allclose(found - found[0], expected - expected[0], rtol=1e-4, atol=1e-4)
+
+
+def two_kinds(y):
+    kind = numpyro.sample("kind", dist.Bernoulli(0.5))
+    mu = numpyro.sample("mu", dist.Normal(kind, 1))
+    numpyro.sample("y", dist.Normal(mu, 1), obs=y)
+
+
+def test_the_prior_must_count_once():
+    approximator = npa.CompositionalApproximator(npa.ModelSimulator(two_kinds, 0.0))
+    with pytest.raises(ValueError, match=r"priors of \['mu'\] that do not depend on latents left"):
+        approximator.compositional_sample(random.key(0), 4, {"y": np.zeros(3)}, num_moves=2)
 
 
 def test_refusals():
