@@ -4,6 +4,7 @@
 ``python -m benchmarks.accuracy``: for every task, network and seed one training, on a bank or
 online, and 10,000 draws for each of five observations, told apart from the reference draws by a
 classifier. Each runs in a process of its own. Nothing depends on the task but its model.
+``--peers`` runs BayesFlow and sbi beside it, with their defaults, in environments of their own.
 """
 
 import argparse
@@ -20,8 +21,10 @@ from typing import Any
 
 import numpy as np
 from jax import Array, random
+from matplotlib.figure import Figure
 
 import numpyro_amortized as npa
+from benchmarks.accuracy_peers import PEERS, evaluate_peer
 from benchmarks.c2st import c2st
 from benchmarks.environment import ROOT, markdown, write
 from benchmarks.tasks import NUM_OBSERVATIONS, TASKS, flatten, reference
@@ -146,6 +149,29 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
     return markdown(header, rows)
 
 
+def picture(summaries: Sequence[dict[str, Any]]) -> Figure:
+    """Median over the seeds of each network, and a line up to the worst; .5 is the exact posterior.
+
+    :return: the figure; save or show it.
+    """
+    tasks = list(dict.fromkeys(s["task"] for s in summaries))
+    networks = list(dict.fromkeys(s["network"] for s in summaries))
+    figure = Figure(figsize=(2.2 + 1.5 * len(tasks), 3.2), layout="constrained")
+    axes = figure.subplots()
+    for k, network in enumerate(networks):
+        offset = 0.7 * ((k + 0.5) / len(networks) - 0.5)
+        found = [s for s in summaries if s["network"] == network]
+        x = [tasks.index(s["task"]) + offset for s in found]
+        median = [s["median_c2st"] for s in found]
+        worst = [s["worst_c2st"] for s in found]
+        axes.plot(x, median, "o", color=f"C{k}", label=network)
+        axes.vlines(x, median, worst, color=f"C{k}")
+    axes.axhline(0.5, color="grey", linewidth=0.8)
+    axes.set(xticks=range(len(tasks)), xticklabels=tasks, ylabel="C2ST: median, worst of seeds")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
@@ -155,26 +181,45 @@ def main() -> None:
     parser.add_argument("--online", action="store_true", help="simulate while training, no bank")
     parser.add_argument("--seconds", type=float, default=300, help="of an online training")
     parser.add_argument("--num-jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--peers", action="store_true", help="run BayesFlow and sbi beside it")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results.json")
+    parser.add_argument("--picture", type=Path, help="where a picture of the table goes")
     options = parser.parse_args()
+    if options.online and options.peers:
+        parser.error("--peers: they are trained on banks; leave --online out")
     rows, summaries = [], []
-    for task, network in product(options.tasks, options.networks):
-        for seed in options.seeds:
-            rows.append(
-                in_own_process(
-                    task,
-                    network,
-                    seed,
-                    num_simulations=None if options.online else options.num_simulations,
-                    seconds=options.seconds,
-                    num_jobs=options.num_jobs,
-                )
-            )
-            print(rows[-1], flush=True)
+    networks = [*options.networks, *(PEERS if options.peers else ())]
+    for task, network in product(options.tasks, networks):
+        rows += [run(task, network, seed, options) for seed in options.seeds]
         summaries.append(summarize(rows[-len(options.seeds) :]))
     section = "accuracy_online" if options.online else "accuracy"
     write(options.out, section, {"summaries": summaries, "runs": rows})
     print(table(summaries))
+    if options.picture is not None:
+        picture(summaries).savefig(options.picture, bbox_inches="tight")
+
+
+def run(task: str, network: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """:return: one row, printed too."""
+    if network in PEERS:
+        row = evaluate_peer(
+            task,
+            network,
+            seed,
+            num_simulations=options.num_simulations,
+            num_jobs=options.num_jobs,
+        )
+    else:
+        row = in_own_process(
+            task,
+            network,
+            seed,
+            num_simulations=None if options.online else options.num_simulations,
+            seconds=options.seconds,
+            num_jobs=options.num_jobs,
+        )
+    print(row, flush=True)
+    return row
 
 
 if __name__ == "__main__":

@@ -9,11 +9,7 @@ own.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -25,7 +21,7 @@ import numpy as np
 from jax import random
 
 from benchmarks.environment import ROOT, markdown, write
-from benchmarks.speed_protocol import reporter
+from benchmarks.protocol import reporter
 
 METHODS = ("model", "jax", "batched", "numpy", "bayesflow batched", "bayesflow numpy")
 # name in the table -> (event, value of its line)
@@ -188,18 +184,11 @@ def run_child(method: str, task: str) -> Events:
     :return: event to its line.
     :raises RuntimeError: if the process fails, with the end of what it printed.
     """
-    from benchmarks.speed import child_environment, peer_python  # BayesFlow's child has not all
+    from benchmarks import peers  # what it imports, the environment of BayesFlow has not
 
-    peer = method.startswith("bayesflow")
-    command = [str(peer_python() if peer else sys.executable), "-m", "benchmarks.simulation"]
-    command += ["--child", method, "--tasks", task, "--start", str(time.time())]
-    child = subprocess.run(
-        command, cwd=ROOT, env=child_environment(), capture_output=True, text=True
-    )
-    if child.returncode:
-        raise RuntimeError(f"{method} on {task} failed:\n{child.stderr[-4000:]}")
-    lines = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
-    events = {line.pop("event"): line for line in lines}
+    package = "bayesflow" if method.startswith("bayesflow") else "numpyro_amortized"
+    options = {"child": method, "tasks": task}
+    events = peers.run_child(package, "benchmarks.simulation", options)
     first, second = (events[name]["processor_seconds"] for name in ("first", "second"))
     events["second"]["own_processor_seconds"] = second - first
     return events

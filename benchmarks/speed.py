@@ -3,37 +3,52 @@
 
 ``python -m benchmarks.speed``: the same bank and machine; whole processes that take turns; medians
 over the runs. ``equal`` has BayesFlow's network, batch and steps, ``network`` the package's own
-network with the same batch and steps, ``default`` the package's defaults throughout. BayesFlow runs
-in an environment of its own, made if missing.
+network with the same batch and steps, ``default`` the package's defaults throughout. ``--network
+FlowMatching`` compares flow matching at the size of BayesFlow's default. BayesFlow runs in an
+environment of its own, made if missing.
 """
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-from venv import EnvBuilder
+from typing import Any, NamedTuple
 
 import numpy as np
-from jax import random
 
 from benchmarks.c2st import c2st
 from benchmarks.environment import ROOT, markdown, write
-from benchmarks.speed_protocol import NUM_CONDITIONS
-from benchmarks.tasks import NUM_OBSERVATIONS, TASKS, flatten, reference, simulate
+from benchmarks.peers import Events, run_child, write_bank
+from benchmarks.protocol import PARTS
+from benchmarks.tasks import TASKS, reference
 
-BAYESFLOW = "bayesflow==2.1.0"
-PEER = ROOT / ".peers" / "bayesflow"
-METHODS = ("bayesflow", "equal", "network", "default")
-NUM_SIMULATIONS = 10_000
+
+class Comparison(NamedTuple):
+    """What runs beside what.
+
+    :param theirs: name of BayesFlow's method.
+    :param ours: title in the table to the name of a method of this package.
+    :param parts: what is timed besides training and draws.
+    """
+
+    theirs: str
+    ours: Mapping[str, str]
+    parts: Sequence[str]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return ("bayesflow", *self.ours.values())
+
+
+COUPLINGS = {"equal network": "equal", "our network": "network", "our defaults": "default"}
+FLOWS = {"equal parameters": "equal_flow_matching", "equal widths": "flow_matching"}
+COMPARISONS = {
+    "CouplingFlow": Comparison("spline_flow", COUPLINGS, tuple(PARTS)),
+    "FlowMatching": Comparison("flow_matching", FLOWS, ()),
+}
 # name in the table -> (event, value of its line)
 MEASURES = {
     "start to first 10,000 draws, s": ("draws_1", "since_start"),
@@ -45,69 +60,29 @@ MEASURES = {
 }
 STEADY = "training after the first epoch, ms/step"
 SECOND_CALLS = ("draws_2", "many_2", "log_prob_2")
-Events = dict[str, dict[str, Any]]
 
 
-def peer_python() -> Path:
-    """:return: interpreter of BayesFlow's environment, which is made if it is missing."""
-    python = PEER / "bin" / "python"
-    if not python.exists():
-        EnvBuilder(with_pip=True).create(PEER)
-        packages = [BAYESFLOW, *(f"{name}=={version(name)}" for name in ("jax", "jaxlib"))]
-        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
-    return python
-
-
-def write_bank(path: Path, name: str) -> None:
-    """Simulate what every child of a task gets.
-
-    :param path: the file to be written.
-    :param name: name of the task.
-    """
-    task = TASKS[name]
-    sites = simulate(random.key(0), task, NUM_SIMULATIONS + 2 * NUM_CONDITIONS)
-    theta, x = flatten(task, sites), sites["x"].reshape(len(sites["x"]), -1)
-    observed = [reference(task, i + 1)[0].reshape(-1) for i in range(NUM_OBSERVATIONS)]
-    np.savez(
-        path,
-        theta=theta[:NUM_SIMULATIONS],
-        x=x[:NUM_SIMULATIONS],
-        conditions=x[NUM_SIMULATIONS:],
-        observations=np.stack(observed),
-    )
-
-
-def run_child(method: str, task: str, seed: int, folder: Path) -> tuple[Events, np.ndarray]:
+def run_method(
+    comparison: Comparison, method: str, task: str, seed: int, folder: Path
+) -> tuple[Events, np.ndarray]:
     """Run one process from start to end.
 
-    :param method: one of ``METHODS``.
+    :param comparison: what is compared.
+    :param method: one of its methods.
     :param task: name of the task, whose bank is in the folder.
     :param seed: seed of its training.
     :param folder: where the bank is and the draws go.
     :return: event to its line, and draws of shape ``(observations, 10000, d)``.
-    :raises RuntimeError: if the process fails, with the end of what it printed.
     """
-    peer = method == "bayesflow"
-    python = peer_python() if peer else Path(sys.executable)
-    module = "benchmarks.speed_bayesflow" if peer else "benchmarks.speed_numpyro_amortized"
     draws = folder / "draws.npy"
-    options = {"method": method, "task": task, "seed": seed}
-    options |= {"bank": folder / f"{task}.npz", "draws": draws, "start": time.time()}
-    command = [str(python), "-m", module]
-    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    child = subprocess.run(
-        command, cwd=ROOT, env=child_environment(), capture_output=True, text=True
-    )
-    if child.returncode:
-        raise RuntimeError(f"{method} on {task} failed:\n{child.stderr[-4000:]}")
-    lines = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
-    return {line.pop("event"): line for line in lines}, np.load(draws)
-
-
-def child_environment() -> dict[str, str]:
-    """:return: the caller's environment, without JAX's compilation cache on disk."""
-    kept = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    return kept | {"KERAS_BACKEND": "jax", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    options = {"task": task, "seed": seed, "draws": draws, "bank": folder / f"{task}.npz"}
+    options["parts"] = comparison.parts
+    if method == "bayesflow":
+        options["method"] = comparison.theirs
+        return run_child("bayesflow", "benchmarks.peer_bayesflow", options), np.load(draws)
+    options["method"] = method
+    module = "benchmarks.speed_numpyro_amortized"
+    return run_child("numpyro_amortized", module, options), np.load(draws)
 
 
 def judge(task: str, draws: np.ndarray) -> float:
@@ -117,18 +92,18 @@ def judge(task: str, draws: np.ndarray) -> float:
     return statistics.mean(c2st(*pair, num_jobs=os.cpu_count()) for pair in pairs)
 
 
-def check_equal(runs: Mapping[str, Sequence[Events]]) -> None:
+def check_equal(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """See that the equal network is equal.
 
-    :param runs: method to the events of its runs.
+    :param theirs: the training of BayesFlow.
+    :param ours: that of this package.
     :raises RuntimeError: if the numbers of parameters differ by more than 5 %, or steps differ.
     """
-    theirs, ours = runs["bayesflow"][0]["fit"], runs["equal"][0]["fit"]
     print(f"parameters: {theirs['parameters']:,} (BayesFlow), {ours['parameters']:,} (equal)")
     print(f"steps: {theirs['steps']:,} (BayesFlow), {ours['steps']:,} (equal)")
     larger = abs(ours["parameters"] / theirs["parameters"] - 1)
     if larger > 0.05 or ours["steps"] != theirs["steps"]:
-        raise RuntimeError("the networks or their training are not equal: adapt `equal_network`")
+        raise RuntimeError("the networks or their training are not equal: adapt them")
 
 
 def step_milliseconds(fit: Mapping[str, Any]) -> float:
@@ -143,15 +118,20 @@ def summarize(runs: Mapping[str, Sequence[Events]]) -> dict[str, dict[str, Any]]
         method: {
             name: statistics.median(run[event][key] for run in each)
             for name, (event, key) in MEASURES.items()
+            if event in each[0]
         }
         | {STEADY: statistics.median(step_milliseconds(run["fit"]) for run in each)}
-        | {"compiled in second calls": max(r[e]["compiled"] for r in each for e in SECOND_CALLS)}
+        | {
+            "compiled in second calls": max(
+                run[event]["compiled"] for run in each for event in SECOND_CALLS if event in run
+            )
+        }
         | {key: each[0]["fit"][key] for key in ("parameters", "steps")}
         for method, each in runs.items()
     }
 
 
-def table(task: str, summary: Mapping[str, Mapping[str, Any]]) -> str:
+def table(comparison: Comparison, task: str, summary: Mapping[str, Mapping[str, Any]]) -> str:
     """:return: a Markdown table of one task; in brackets, how many times faster than BayesFlow."""
 
     def cell(name: str, method: str) -> str:
@@ -162,54 +142,61 @@ def table(task: str, summary: Mapping[str, Mapping[str, Any]]) -> str:
         timed = name in (*MEASURES, STEADY) and method != "bayesflow"
         return f"{value:.3g}" + (f" ({ratio:.1f}x)" if timed else "")
 
-    rows = [[name, *(cell(name, m) for m in METHODS)] for name in summary["bayesflow"]]
-    return markdown([task, "BayesFlow 2.1.0", "equal network", "our network", "our defaults"], rows)
+    rows = [[name, *(cell(name, m) for m in comparison.methods)] for name in summary["bayesflow"]]
+    return markdown([task, "BayesFlow 2.1.0", *comparison.ours], rows)
 
 
 def time_methods(
-    task: str, *, runs: int, folder: Path
+    comparison: Comparison, task: str, *, runs: int, folder: Path
 ) -> tuple[dict[str, list[Events]], dict[str, list[np.ndarray]]]:
     """Run all methods on one task, taking turns: a busy machine slows all of them.
 
+    :param comparison: what is compared.
     :param task: name of the task.
     :param runs: number of runs of each method.
     :param folder: a folder for the bank and the draws.
     :return: method to the events of its runs, and method to the draws of its runs.
     """
-    write_bank(folder / f"{task}.npz", task)
-    events: dict[str, list[Events]] = {method: [] for method in METHODS}
-    draws: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
-    for seed, method in product(range(runs), METHODS):
-        run, drawn = run_child(method, task, seed, folder)
+    write_bank(folder / f"{task}.npz", TASKS[task])
+    events: dict[str, list[Events]] = {method: [] for method in comparison.methods}
+    draws: dict[str, list[np.ndarray]] = {method: [] for method in comparison.methods}
+    for seed, method in product(range(runs), comparison.methods):
+        run, drawn = run_method(comparison, method, task, seed, folder)
         events[method].append(run)
         draws[method].append(drawn)
         print(task, seed, method, f"{run['draws_1']['since_start']:.1f} s", flush=True)
-    check_equal(events)
+    equal = next(iter(comparison.ours.values()))
+    check_equal(events["bayesflow"][0]["fit"], events[equal][0]["fit"])
     return events, draws
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=["two_moons", "slcp"])
+    parser.add_argument("--network", default="CouplingFlow", choices=list(COMPARISONS))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--c2st-runs", type=int, default=1, help="runs whose draws are judged")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results.json")
     options = parser.parse_args()
+    comparison = COMPARISONS[options.network]
+    section = "speed" if options.network == "CouplingFlow" else f"speed_{options.network}"
     draws = {}
     result: dict[str, Any] = {"runs": {}, "summaries": {}}
     with TemporaryDirectory() as folder:
         for task in options.tasks:
-            events, draws[task] = time_methods(task, runs=options.runs, folder=Path(folder))
+            events, draws[task] = time_methods(
+                comparison, task, runs=options.runs, folder=Path(folder)
+            )
             result["runs"][task], result["summaries"][task] = events, summarize(events)
-            print(table(task, result["summaries"][task]), flush=True)
-    write(options.out, "speed", result)
-    for task, method in product(options.tasks, METHODS):  # at last: it takes longer than the runs
+            print(table(comparison, task, result["summaries"][task]), flush=True)
+    write(options.out, section, result)
+    for task, method in product(options.tasks, comparison.methods):  # at last: it takes longer
         judged = [judge(task, each) for each in draws[task][method][: options.c2st_runs]]
         if judged:
             result["summaries"][task][method]["C2ST"] = statistics.median(judged)
     for task in options.tasks:
-        print(table(task, result["summaries"][task]), flush=True)
-    write(options.out, "speed", result)
+        print(table(comparison, task, result["summaries"][task]), flush=True)
+    write(options.out, section, result)
 
 
 if __name__ == "__main__":

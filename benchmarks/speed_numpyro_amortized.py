@@ -15,7 +15,7 @@ from jax import Array, random
 from jax.typing import ArrayLike
 
 import numpyro_amortized as npa
-from benchmarks import speed_protocol as protocol
+from benchmarks import protocol
 from benchmarks.tasks import TASKS, slcp_likelihood, two_moons
 
 
@@ -30,6 +30,13 @@ def flat_slcp(x: ArrayLike | None = None) -> None:
 FLAT: dict[str, Callable[..., None]] = {"two_moons": two_moons, "slcp": flat_slcp}
 # with as many parameters as BayesFlow's: of five variables, all couplings here transform three
 WIDTHS = {"two_moons": protocol.WIDTHS, "slcp": (118, 118)}
+FLOW_MATCHING_WIDTHS = (432,) * 5  # of as many parameters as BayesFlow's default
+EQUAL = {
+    "epochs": protocol.NUM_EPOCHS,
+    "batch_size": protocol.BATCH_SIZE,
+    "validation": 0,
+    "rejuvenation": 0,
+}
 
 
 class NumPyroAmortized:
@@ -90,13 +97,19 @@ def equal_network(task: str, seed: int) -> NumPyroAmortized:
     network = partial(
         npa.networks.CouplingFlow, transform=spline, depth=protocol.DEPTH, widths=WIDTHS[task]
     )
-    options = {
-        "epochs": protocol.NUM_EPOCHS,
-        "batch_size": protocol.BATCH_SIZE,
-        "validation": 0,
-        "rejuvenation": 0,
-    }
-    return NumPyroAmortized(FLAT[task], seed=seed, inference_network=network, options=options)
+    return NumPyroAmortized(FLAT[task], seed=seed, inference_network=network, options=EQUAL)
+
+
+def equal_flow_matching(task: str, seed: int) -> NumPyroAmortized:
+    """Flow matching of the size of BayesFlow's default, with its batch and steps."""
+    network = partial(npa.networks.FlowMatching, widths=FLOW_MATCHING_WIDTHS)
+    return NumPyroAmortized(FLAT[task], seed=seed, inference_network=network, options=EQUAL)
+
+
+def flow_matching(task: str, seed: int) -> NumPyroAmortized:
+    """Flow matching of the default size, whose widths are BayesFlow's, with its batch and steps."""
+    network = npa.networks.FlowMatching
+    return NumPyroAmortized(FLAT[task], seed=seed, inference_network=network, options=EQUAL)
 
 
 def default_network(task: str, seed: int) -> NumPyroAmortized:
@@ -113,7 +126,13 @@ def defaults(task: str, seed: int) -> NumPyroAmortized:
     return NumPyroAmortized(TASKS[task].model, seed=seed, options={})
 
 
-METHODS = {"equal": equal_network, "network": default_network, "default": defaults}
+METHODS = {
+    "equal": equal_network,
+    "network": default_network,
+    "default": defaults,
+    "equal_flow_matching": equal_flow_matching,
+    "flow_matching": flow_matching,
+}
 
 
 if __name__ == "__main__":
