@@ -63,6 +63,7 @@ def test_density_differs_from_the_sites_by_the_jacobian(regression, batch):
     np.testing.assert_allclose(log_q, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.verify
 def test_same_distribution_as_sample(regression, one):
     draws = regression.sample(random.key(0), 4000, {"y": Y})
     sites = one.sample_sites(random.key(1), (4000,))

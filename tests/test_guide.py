@@ -174,6 +174,7 @@ def test_beside_a_guide_of_the_other_sites(first_term):
     assert draws["a"].shape == draws["b"].shape == (5,)
 
 
+@pytest.mark.verify
 def test_starts_of_latents_that_are_not_inferred(first_term):
     guide = npa.AmortizedGuide(two_terms, first_term)
     starts = guide.init_params(random.key(0), 4, 1.5)

@@ -124,6 +124,7 @@ def test_reproducible(hierarchy, tree):
     xarray.testing.assert_equal(again["posterior"].dataset, tree["posterior"].dataset)
 
 
+@pytest.mark.verify
 def test_no_likelihood_where_latents_are_marginalized(approximate):
     approximator = approximate(
         models.eight_schools, models.SIGMA, models.EFFECTS, sites=("mu", "tau")

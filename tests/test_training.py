@@ -115,6 +115,7 @@ def test_a_bank_on_disk(approximator, tmp_path):
         assert np.isfinite(history.loss).all() and np.isfinite(history.validation_loss).all()
 
 
+@pytest.mark.verify
 def test_a_simulator_that_cannot_be_traced(approximator):
     class Host(Simulator):
         def sample(self, rng_key, batch_shape, *, workers=None):

@@ -83,7 +83,7 @@ _TAILS: dict[type, Tails] = {
 }
 
 
-class Standardization(NamedTuple):
+class NormalMap(NamedTuple):
     """Maps of a distribution whose values are a function of standard normal ones."""
 
     forward: Callable[[Distribution, Array], Array]
@@ -96,18 +96,18 @@ def _step(walk: Distribution) -> Array:
     return jnp.asarray(walk.scale)[..., None]
 
 
-_NORMAL: dict[type, Standardization] = {
-    dist.Normal: Standardization(
+_NORMAL: dict[type, NormalMap] = {
+    dist.Normal: NormalMap(
         forward=lambda d, x: (x - d.loc) / d.scale,
         log_slope=lambda d, x: -jnp.log(d.scale),
         inverse=lambda d, z: d.loc + d.scale * z,
     ),
-    dist.LogNormal: Standardization(
+    dist.LogNormal: NormalMap(
         forward=lambda d, x: (jnp.log(x) - d.loc) / d.scale,
         log_slope=lambda d, x: -jnp.log(d.scale) - jnp.log(x),
         inverse=lambda d, z: jnp.exp(d.loc + d.scale * z),
     ),
-    dist.GaussianRandomWalk: Standardization(
+    dist.GaussianRandomWalk: NormalMap(
         forward=lambda d, x: jnp.diff(x, axis=-1, prepend=0) / _step(d),
         log_slope=lambda d, x: -jnp.log(_step(d)),
         inverse=lambda d, z: jnp.cumsum(_step(d) * z, axis=-1),

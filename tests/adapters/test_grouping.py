@@ -116,6 +116,7 @@ def test_structures(case):
     assert ("inference_conditions" in row) == (not structures)
 
 
+@pytest.mark.verify
 def test_sites_with_the_same_steps_are_one_series():
     simulator = npa.ModelSimulator(two_emissions, SERIES_OF_20, None, observed=("y", "z"))
     draws = simulator.sample(random.key(0), 50)
@@ -129,6 +130,7 @@ def test_sites_with_the_same_steps_are_one_series():
     assert "y, z: a time series of 20 steps, summarized: it is drawn in a scan" in str(adapter)
 
 
+@pytest.mark.verify
 def test_covariates_of_every_step_are_features():
     def model(x, y=None):
         rho = numpyro.sample("rho", dist.Uniform(-1, 1))

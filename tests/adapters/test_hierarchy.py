@@ -91,6 +91,7 @@ def test_groups_of_members():
     assert groups.axes == {"theta": 0, "y": 0}
 
 
+@pytest.mark.verify
 def test_arguments_travel_with_their_group():
     groups = found(models.eight_schools, models.SIGMA, y=models.EFFECTS)
     assert isinstance(groups, Hierarchy)

@@ -81,6 +81,7 @@ def test_independent_members(model, args, axes):
     assert unit in str(adapter)
 
 
+@pytest.mark.verify
 def test_covariates_belong_to_their_observations():
     adapter = npa.Adapter.for_likelihood(observations.SIMULATORS["poisson"]())
     assert adapter.observations.axes == {"y": 0, "x": 0}
@@ -95,6 +96,7 @@ def test_parts_in_trace_order():
     assert adapter.observations.parts == (Category(2), Numbers(1))
 
 
+@pytest.mark.verify
 def test_round_trip_and_log_determinants():
     simulator = npa.ModelSimulator(kinds, KINDS)
     adapter = npa.Adapter.for_likelihood(simulator)

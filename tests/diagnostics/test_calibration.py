@@ -111,6 +111,7 @@ def test_simulations_that_are_not_finite_are_left_out_and_counted(normal_mean, h
     assert tree["prior_sbc"].attrs["skipped_simulations"] == 3
 
 
+@pytest.mark.verify
 def test_plates_are_dimensions(regression):
     tree = simulation_based_calibration(random.key(0), regression, num_datasets=10, num_samples=9)
     pit = tree["prior_sbc"]

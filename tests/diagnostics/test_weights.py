@@ -36,12 +36,16 @@ def test_simulations_by_batches(normal_mean):
     assert weights.sizes["dataset"] == 7 and np.isfinite(weights["log_evidence"]).all()
 
 
-def test_picture_and_check(normal_mean, tmp_path):
+def test_picture(normal_mean):
     weights = importance_weights(random.key(0), normal_mean, num_datasets=5, num_samples=200)
     collection = plot_pareto_k(weights, backend="matplotlib")
     points = collection.viz["points"]["pareto_k"].item().get_offsets()
     np.testing.assert_allclose(points[:, 1], weights["pareto_k"])
     assert picture(collection, "").png.startswith(b"\x89PNG")
+
+
+@pytest.mark.verify
+def test_check(normal_mean, tmp_path):
     options = {"num_datasets": 50, "num_samples": 200, "progress_bar": False}
     result = report(
         random.key(1), normal_mean, {"y": np.zeros(10)}, path=tmp_path / "page.html", **options

@@ -80,6 +80,7 @@ def test_log_mass_in_both_tails_and_its_gradient():
     assert all(bool(jnp.isfinite(slope).all()) for slope in slopes)
 
 
+@pytest.mark.verify
 def test_gradients_of_far_counts_are_finite():
     network = Discretized(COUNT, 2, flow=FLOW, rngs=nnx.Rngs(0))
     counts = jnp.array([[0.0], [3.0], [500.0], [100_000.0]])

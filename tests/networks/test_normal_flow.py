@@ -52,6 +52,7 @@ def test_without_correction_it_is_the_normal_distribution(kind, path):
         np.testing.assert_allclose(found, exact, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.verify
 def test_its_loss_trains_the_normal_distribution():
     plain = DiffusionModel(2, 3, widths=(4,), rngs=nnx.Rngs(0))
     network = DiffusionModel(2, 3, widths=(4,), normal=True, rngs=nnx.Rngs(0))

@@ -143,6 +143,7 @@ def test_sizes_that_training_never_saw_are_refused(trained, size):
         trained.sample(random.key(0), 10, {"x": np.ones(size)})
 
 
+@pytest.mark.verify
 def test_covariates_vary_with_the_size():
     simulator = npa.ModelSimulator(
         line,
@@ -155,6 +156,7 @@ def test_covariates_vary_with_the_size():
     assert simulator.at_size(3).sample(random.key(0), 2)["z"].shape == (2, 3)
 
 
+@pytest.mark.verify
 def test_local_latents_are_marginalized():
     def local(n, x=None):
         mu = numpyro.sample("mu", dist.Normal(0, 1))
