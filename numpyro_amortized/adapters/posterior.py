@@ -26,7 +26,7 @@ from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import Site
 from numpyro_amortized.simulators.varying_size import VaryingSize
 
-_NUM_PILOTS = 2000
+NUM_PILOTS = 2000
 _FEW = 16  # latent numbers, which are best inferred as one vector
 
 
@@ -126,7 +126,7 @@ def pilot_draws(simulator: ModelSimulator, pilot: Draws | None) -> dict[str, np.
     :raises ValueError: where most draws are not finite, naming the sites.
     """
     if pilot is None:
-        pilot = simulator.sample(random.key(20), _NUM_PILOTS)
+        pilot = simulator.sample(random.key(20), NUM_PILOTS)
     draws = {name: np.asarray(value) for name, value in pilot.items()}
     finite = {
         name: np.isfinite(value.astype(np.float64)).reshape(len(value), -1).all(-1)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 
+from numpyro_amortized.adapters.posterior import NUM_PILOTS
 from numpyro_amortized.approximators.joint import JointDensity
 from numpyro_amortized.simulators.dependence import Varying, varying_sites
 from numpyro_amortized.simulators.model import ModelSimulator
@@ -138,7 +139,7 @@ class ModelPredictive:
         if self.simulator.varying_size is None:  # otherwise observed values may be padding
             known += [site.name for site in self._observed]
         with jax.ensure_compile_time_eval():  # it may be asked for first while tracing
-            draws = self.simulator.sample(random.key(21), 2)
+            draws = self.simulator.sample(random.key(21), NUM_PILOTS)  # compiled for the adapter
             values = {name: np.asarray(draws[name])[0] for name in known}
             return varying_sites(self.simulator, values)
 

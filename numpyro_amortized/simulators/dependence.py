@@ -15,7 +15,12 @@ __all__ = ["Varying", "varying_sites"]
 
 
 class Varying(NamedTuple):
-    """What of a site still varies when the known sites are held fixed."""
+    """What of a site still varies when the known sites are held fixed.
+
+    :param distribution: the distribution of a sample site.
+    :param support: its support.
+    :param value: the value of a deterministic site.
+    """
 
     distribution: bool
     support: bool
@@ -47,4 +52,4 @@ def _leaves(site: dict[str, Any]) -> tuple[list[Array], list[Array], list[Array]
     if site["type"] != "sample":
         return [], [], [site["value"]]
     fn = site["fn"]
-    return jax.tree.leaves(fn), jax.tree.leaves(fn.support), [site["value"]]
+    return jax.tree.leaves(fn), jax.tree.leaves(fn.support), []  # unread draws are not compiled
