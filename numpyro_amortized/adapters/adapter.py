@@ -24,6 +24,7 @@ from numpyro_amortized.adapters.binding import (
 )
 from numpyro_amortized.adapters.chain import Chain
 from numpyro_amortized.adapters.summarized import Structure, structures_of
+from numpyro_amortized.concrete import concrete_values
 
 if TYPE_CHECKING:
     from numpyro_amortized.adapters.groups import CollectGroups
@@ -227,7 +228,7 @@ class Adapter(Chain):
         """Entries that may be NaN: the networks do not see it. Empty before binding."""
         if self._binding is None:
             return frozenset()
-        with jax.ensure_compile_time_eval():  # it may be asked for first while tracing
+        with concrete_values():  # it may be asked for first while tracing
             return self._unseen(self._binding)
 
     def _unseen(self, binding: Binding) -> frozenset[str]:

@@ -33,6 +33,7 @@ from numpyro_amortized.approximators.hierarchy import (
 )
 from numpyro_amortized.approximators.sources import Source, as_source
 from numpyro_amortized.approximators.summaries import SummarySpec
+from numpyro_amortized.concrete import concrete_values
 from numpyro_amortized.datasets import Batch
 from numpyro_amortized.networks.base import DensityNetwork
 from numpyro_amortized.networks.coupling_flow import CouplingFlow
@@ -162,7 +163,7 @@ class ContinuousApproximator(SingleDensityApproximator):
         if size is None:
             return self
         if size not in self._of_size:
-            with jax.ensure_compile_time_eval():  # it may be asked for first while tracing
+            with concrete_values():  # it may be asked for first while tracing
                 source, adapter = resized(self, groups, size)
             self._of_size[size] = ContinuousApproximator(source, adapter=adapter, **self.options)
         other = self._of_size[size]
@@ -203,7 +204,7 @@ class ContinuousApproximator(SingleDensityApproximator):
         graphdef, state = nnx.split(network)
         leaves = tuple(map(id, jax.tree.leaves(state)))
         if self._frozen is None or self._frozen[0] != leaves:
-            with jax.ensure_compile_time_eval():  # it may be asked for first while tracing
+            with concrete_values():  # it may be asked for first while tracing
                 own = jax.tree.map(jnp.copy, state)  # training goes on in place
             frozen = tuple(FrozenLikelihood(graphdef, own, maps, i) for i in range(len(maps)))
             self._frozen = leaves, frozen, state  # the state, since an identity may be used again

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array, random
 from jax.scipy.special import logsumexp
 
+from numpyro_amortized.concrete import concrete_values
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import Site
 from numpyro_amortized.simulators.unobserve import unwrap
@@ -111,7 +112,7 @@ def _over_members(
 
 def _supports(simulator: ModelSimulator, sites: Sequence[Site]) -> dict[str, np.ndarray]:
     """The values of each site, a vector."""
-    with jax.ensure_compile_time_eval():  # it may be asked for first while tracing
+    with concrete_values():  # it may be asked for first while tracing
         trace = simulator.trace(random.key(0))
         return {site.name: _support(site, unwrap(trace[site.name]["fn"])) for site in sites}
 
@@ -190,7 +191,7 @@ def _check_independence(
         scale = 1 + jnp.abs(inside)
         return jnp.max(jnp.abs(outsides - outside)), jnp.max(jnp.abs(chosen - inside) / scale)
 
-    with jax.ensure_compile_time_eval():
+    with concrete_values():
         draws = simulator.sample(random.key(24), _NUM_CHECKS)
         errors = jax.jit(jax.vmap(differences))(draws)
     if not all(bool((np.asarray(error) < _TOLERANCE).all()) for error in errors):

@@ -14,6 +14,7 @@ from jax import Array, random
 
 from numpyro_amortized.adapters.posterior import NUM_PILOTS
 from numpyro_amortized.approximators.joint import JointDensity
+from numpyro_amortized.concrete import concrete_values
 from numpyro_amortized.simulators.dependence import Varying, varying_sites
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.varying_size import crop_axes
@@ -127,6 +128,7 @@ class ModelPredictive:
                 "log_prior": self.log_prior(latents, given),
             }
 
+        _ = self._varying  # found before anything is traced, by programs that there are
         return jax.jit(jax.vmap(jax.vmap(one, in_axes=(0, 0, None))))
 
     @property
@@ -138,7 +140,7 @@ class ModelPredictive:
         known = [*self.inferred, *self.context]
         if self.simulator.varying_size is None:  # otherwise observed values may be padding
             known += [site.name for site in self._observed]
-        with jax.ensure_compile_time_eval():  # it may be asked for first while tracing
+        with concrete_values():  # it may be asked for first while tracing
             draws = self.simulator.sample(random.key(21), NUM_PILOTS)  # compiled for the adapter
             values = {name: np.asarray(draws[name])[0] for name in known}
             return varying_sites(self.simulator, values)

@@ -24,6 +24,7 @@ from numpyro_amortized.approximators.density import SingleDensityApproximator
 from numpyro_amortized.approximators.monotone import increasing_sites
 from numpyro_amortized.approximators.sources import Source
 from numpyro_amortized.approximators.summaries import SummarySpec
+from numpyro_amortized.concrete import concrete_values
 from numpyro_amortized.datasets import Batch, Dataset
 from numpyro_amortized.networks.base import DensityNetwork
 from numpyro_amortized.networks.mlp import MLP
@@ -178,7 +179,7 @@ class ScoringRuleApproximator(SingleDensityApproximator):
     @cached_property
     def _pilot(self) -> dict[str, Array]:
         """Finite simulations, that fix moments and the maps of the sites."""
-        with jax.ensure_compile_time_eval():
+        with concrete_values():
             source = self.source
             draws = (
                 source.head(_NUM_PILOTS)
