@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from numpyro_amortized.simulators.base import Simulator, TraceableSimulator, check_shape, typed_key
+from numpyro_amortized.simulators.binomial import terminating_binomials
 from numpyro_amortized.simulators.outputs import on_device
 from numpyro_amortized.simulators.workers import simulate_batch, simulate_draws
 
@@ -135,7 +136,7 @@ class JaxSimulator(TraceableSimulator):
         """
         function, key = self.function, typed_key(rng_key)
         arguments = function.arguments(earlier)
-        with _tracing_explained(function.name):
+        with terminating_binomials(), _tracing_explained(function.name):
             if function.is_batched:
                 batch = {name: jnp.asarray(x)[None] for name, x in arguments.items()}
                 outputs = function.call((1,), rng_key=key, **batch)

@@ -18,6 +18,7 @@ from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.constraints import Constraint
 
+from numpyro_amortized.simulators.binomial import terminating_binomials
 from numpyro_amortized.simulators.seeding import seeded
 from numpyro_amortized.simulators.unobserve import WRAPPERS, Notes, simulate_observed, unwrap
 
@@ -118,6 +119,7 @@ def run_model(
     # traces a model may itself stand in a model, whose handlers must not see the sites.
     with (
         _ONE_AT_A_TIME,
+        terminating_binomials(),
         handlers.block(),
         numpyro.validation_enabled(False),
         _concretization_explained(notes),
