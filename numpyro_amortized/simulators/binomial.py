@@ -4,8 +4,8 @@
 NumPyro's sampler computes in the condition of its loop whether a proposal is accepted. Vectorized,
 JAX evaluates a condition twice: over the batch, whether to go on, and in the body, which members
 to leave alone. XLA may round the two differently, and where a proposal is accepted by less than
-that, about once in ten million draws, the loop never ends. JAX's own sampler keeps in its state
-what was accepted.
+that, once in some million draws, the loop never ends. JAX's own sampler keeps in its state what was
+accepted.
 """
 
 import threading
