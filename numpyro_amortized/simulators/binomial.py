@@ -8,7 +8,6 @@ that, once in some million draws, the loop never ends. JAX's own sampler keeps i
 accepted.
 """
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,9 +16,9 @@ from jax import Array, random
 from jax.typing import ArrayLike
 from numpyro.distributions import discrete
 
-__all__ = ["binomial", "terminating_binomials"]
+from numpyro_amortized.simulators.exclusive import ONE_AT_A_TIME
 
-_LOCK = threading.RLock()
+__all__ = ["binomial", "terminating_binomials"]
 
 
 def binomial(key: Array, p: ArrayLike, n: ArrayLike = 1, shape: tuple[int, ...] = ()) -> Array:
@@ -40,7 +39,7 @@ def binomial(key: Array, p: ArrayLike, n: ArrayLike = 1, shape: tuple[int, ...] 
 @contextmanager
 def terminating_binomials() -> Iterator[None]:
     """NumPyro's distributions draw by :func:`binomial`, wherever they stand in a model."""
-    with _LOCK:
+    with ONE_AT_A_TIME:
         before = discrete.binomial
         discrete.binomial = binomial
         try:

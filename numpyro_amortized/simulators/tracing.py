@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs of a model as a simulator, and what they tell about its sites."""
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.constraints import Constraint
 
 from numpyro_amortized.simulators.binomial import terminating_binomials
+from numpyro_amortized.simulators.exclusive import ONE_AT_A_TIME
 from numpyro_amortized.simulators.seeding import seeded
 from numpyro_amortized.simulators.unobserve import WRAPPERS, Notes, simulate_observed, unwrap
 
@@ -26,8 +26,6 @@ __all__ = ["Site", "has_bijection", "read_sites", "run_model"]
 
 # Enough that a value which depends on a draw is not the same in all of them by chance.
 _NUM_PROBES = 8
-# NumPyro has one stack of handlers for all threads: what one traces, others must not see.
-_ONE_AT_A_TIME = threading.RLock()
 _PROCESSES = dist.GaussianRandomWalk | dist.EulerMaruyama | dist.GaussianStateSpace
 
 
@@ -118,7 +116,7 @@ def run_model(
     # Simulations may leave a support by rounding; under jit nothing is validated either. What
     # traces a model may itself stand in a model, whose handlers must not see the sites.
     with (
-        _ONE_AT_A_TIME,
+        ONE_AT_A_TIME,
         terminating_binomials(),
         handlers.block(),
         numpyro.validation_enabled(False),
