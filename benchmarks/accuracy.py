@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 import numpyro_amortized as npa
 from benchmarks.accuracy_peers import PEERS, evaluate_peer
-from benchmarks.c2st import c2st
+from benchmarks.c2st import scores
 from benchmarks.environment import ROOT, markdown, write
 from benchmarks.tasks import NUM_OBSERVATIONS, TASKS, flatten, reference
 from numpyro_amortized.networks import CouplingFlow, DiffusionModel, FlowMatching
@@ -74,17 +74,14 @@ def evaluate(
         draws.append(flatten(task, {name: np.asarray(value) for name, value in sites.items()}))
         durations.append(time.perf_counter() - start)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    scores = [
-        c2st(true, drawn, num_jobs=num_jobs)
-        for (_, true), drawn in zip(references, draws, strict=True)
-    ]
+    judged = scores(task_name, draws, num_jobs=num_jobs)
     return {
         "task": task_name,
         "network": network,
         "online": num_simulations is None,
         "seed": seed,
-        "c2st": scores,
-        "mean_c2st": statistics.mean(scores),
+        "c2st": judged,
+        "mean_c2st": statistics.mean(judged),
         "fit_seconds": trained - begin,
         "first_draws_seconds": durations[0],
         "second_draws_seconds": durations[1],

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accuracy of other packages with their defaults, on banks of their own."""
 
-import os
+import statistics
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from benchmarks.c2st import c2st
+from benchmarks.c2st import scores
 from benchmarks.peers import run_child, write_bank
-from benchmarks.tasks import NUM_OBSERVATIONS, TASKS, reference
+from benchmarks.tasks import NUM_OBSERVATIONS, TASKS
 
 # name in the table -> (environment, module, method)
 PEERS = {
@@ -21,7 +21,7 @@ PEERS = {
 
 
 def evaluate_peer(
-    task_name: str, network: str, seed: int, *, num_simulations: int, num_jobs: int | None = None
+    task_name: str, network: str, seed: int, *, num_simulations: int, num_jobs: int
 ) -> dict[str, Any]:
     """Train once and judge the posterior of every observation.
 
@@ -33,25 +33,21 @@ def evaluate_peer(
     :return: as :func:`benchmarks.accuracy.evaluate`.
     """
     package, module, method = PEERS[network]
-    task = TASKS[task_name]
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        write_bank(folder / "bank.npz", task, seed=seed, num_simulations=num_simulations)
+        bank, drawn = Path(name) / "bank.npz", Path(name) / "draws.npy"
+        write_bank(bank, TASKS[task_name], seed=seed, num_simulations=num_simulations)
         options = {"method": method, "task": task_name, "seed": seed, "parts": ()}
-        options |= {"bank": folder / "bank.npz", "draws": folder / "draws.npy"}
+        options |= {"bank": bank, "draws": drawn}
         events = run_child(package, module, options)
-        draws = np.load(folder / "draws.npy")
-    scores = [
-        c2st(reference(task, i)[1], drawn, num_jobs=num_jobs or os.cpu_count())
-        for i, drawn in enumerate(draws, start=1)
-    ]
+        draws = np.load(drawn)
+    judged = scores(task_name, draws, num_jobs=num_jobs)
     return {
         "task": task_name,
         "network": network,
         "online": False,
         "seed": seed,
-        "c2st": scores,
-        "mean_c2st": sum(scores) / NUM_OBSERVATIONS,
+        "c2st": judged,
+        "mean_c2st": statistics.mean(judged),
         "fit_seconds": events["fit"]["seconds"],
         "first_draws_seconds": events["draws_1"]["seconds"],
         "second_draws_seconds": events["draws_2"]["seconds"],

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.c2st import c2st
+from benchmarks.c2st import scores
 from benchmarks.environment import ROOT, markdown, write
 from benchmarks.peers import Events, run_child, write_bank
 from benchmarks.protocol import PARTS
-from benchmarks.tasks import TASKS, reference
+from benchmarks.tasks import TASKS
 
 
 class Comparison(NamedTuple):
@@ -83,13 +83,6 @@ def run_method(
     options["method"] = method
     module = "benchmarks.speed_numpyro_amortized"
     return run_child("numpyro_amortized", module, options), np.load(draws)
-
-
-def judge(task: str, draws: np.ndarray) -> float:
-    """:return: mean C2ST over the observations."""
-    references = (reference(TASKS[task], i + 1)[1] for i in range(len(draws)))
-    pairs = zip(references, draws, strict=True)
-    return statistics.mean(c2st(*pair, num_jobs=os.cpu_count()) for pair in pairs)
 
 
 def check_equal(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -191,7 +184,10 @@ def main() -> None:
             print(table(comparison, task, result["summaries"][task]), flush=True)
     write(options.out, section, result)
     for task, method in product(options.tasks, comparison.methods):  # at last: it takes longer
-        judged = [judge(task, each) for each in draws[task][method][: options.c2st_runs]]
+        judged = [
+            statistics.mean(scores(task, each, num_jobs=os.cpu_count()))
+            for each in draws[task][method][: options.c2st_runs]
+        ]
         if judged:
             result["summaries"][task][method]["C2ST"] = statistics.median(judged)
     for task in options.tasks:
