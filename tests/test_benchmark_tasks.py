@@ -63,6 +63,7 @@ def sites_of(task, columns):
     }
 
 
+@pytest.mark.verify
 @pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
 def test_sites_and_shapes(task):
     simulator = ModelSimulator(task.model, observed=("x",))

@@ -245,6 +245,7 @@ def halved(x, y):
     numpyro.sample("y", dist.Normal(intercept + x[:, index] @ slope, 0.5).to_event(1), obs=y)
 
 
+@pytest.mark.verify
 def test_what_subsampling_needs(groups, regression):
     guide = npa.AmortizedGuide(models.group_means, groups)
     with pytest.raises(ValueError, match=r"sees 2 of 4 members of plate 'group'.*the full data"):

@@ -79,7 +79,7 @@ def test_laws_of_bounds(bounds, dtype):
         check_laws(adapter, {"x": x, "other": unit}, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.verify)])
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_laws_of_constraints(name, dtype):
     with jax.enable_x64(dtype == "float64"):

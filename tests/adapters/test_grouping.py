@@ -101,7 +101,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+OTHERS = {"short", "process", "steps of a process", "channels", "volume", "small matrix", "field"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.verify) if c in OTHERS else c for c in CASES]
+)
 def test_structures(case):
     model, args, sites, structures, shapes = CASES[case]
     simulator = npa.ModelSimulator(model, *args)

@@ -273,7 +273,7 @@ def function_simulators():
     }
 
 
-@pytest.mark.parametrize("is_mixed", [True, False])
+@pytest.mark.parametrize("is_mixed", [True, pytest.param(False, marks=pytest.mark.verify)])
 @pytest.mark.parametrize("kind", ["models", "functions", "both", "sequences"])
 def test_the_context_is_common_to_a_batch_and_given_to_all_models(kind, is_mixed):
     simulator = ModelComparisonSimulator(

@@ -102,6 +102,8 @@ SITES = {
 
 # models whose observations are a set: exchangeable, given the latents
 SETS = {"fully_pooled", "zero_inflated_poisson"}
+# those that are simulated by `make test` too
+FEW = {"eight_schools", "not_pooled", "lynx_hare", "gaussian_process", "horseshoe"}
 
 
 @cache
@@ -124,7 +126,9 @@ def test_roles_shapes_and_plates(name):
     assert [*found.items()] == [*SITES[name].items()]
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.verify) for n in ZOO]
+)
 def test_simulations(name):
     draws = draws_of(name)
     for site in simulator_of(name).sites.values():

@@ -80,10 +80,11 @@ def test_baseball():
     learned = np.asarray(comparison.log_bayes_factors(data))
     print("exact", exact, exact - exact[0])
     print("learned", learned, comparison.predict(data))
-    for (value, error), truth in zip(weighted, exact, strict=True):
-        # four standard errors, and what float32 and the quadrature leave
-        assert abs(value - truth) < 4 * error + 0.01
-        assert error < 0.1
+    for (value, error, k_hat), truth in zip(weighted, exact, strict=True):
+        # Four standard errors, and what float32 and the quadrature leave. Weights with k-hat above
+        # a half have no variance to tell an error from: held to the bound on log Bayes factors.
+        assert abs(value - truth) < (4 * error + 0.01 if k_hat < 0.5 else 0.15)
+        assert error < 0.1 and k_hat < 0.7
     probs = np.exp(exact - logsumexp(exact))
     np.testing.assert_allclose(comparison.predict(data), probs, atol=0.05)
 
@@ -93,5 +94,6 @@ def _importance_sampled(model, data):
     approximator.fit(random.key(0), progress_bar=False)
     found = npa.importance_sample(random.key(1), approximator, data, 20_000)
     value, error = float(found.log_evidence), float(found.log_evidence_se)
-    print(model.__name__, value, error, "k-hat", float(found.pareto_k), "ess", float(found.ess))
-    return value, error
+    k_hat = float(found.pareto_k)
+    print(model.__name__, value, error, "k-hat", k_hat, "ess", float(found.ess))
+    return value, error, k_hat
