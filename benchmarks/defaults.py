@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -46,6 +47,30 @@ def optimizer(**options: float) -> Variant:
     return Variant(fit={"optimizer": default_optimizer(NUM_STEPS, **options)})
 
 
+def averaged(decay: float) -> Variant:
+    """:return: the default optimizer, whose last step leads to the mean of past parameters.
+
+    :param decay: of the weights of past parameters, per step.
+    """
+    inner = default_optimizer(NUM_STEPS)
+
+    def init(params: optax.Params) -> tuple[optax.OptState, optax.Params, Array]:
+        return inner.init(params), params, jnp.zeros((), int)
+
+    def update(
+        grads: optax.Updates, state: tuple[optax.OptState, optax.Params, Array], params: Any
+    ) -> tuple[optax.Updates, tuple[optax.OptState, optax.Params, Array]]:
+        inner_state, mean, count = state
+        updates, inner_state = inner.update(grads, inner_state, params)
+        mean = optax.incremental_update(optax.apply_updates(params, updates), mean, 1 - decay)
+        updates = jax.tree.map(
+            lambda u, m, p: jnp.where(count + 1 == NUM_STEPS, m - p, u), updates, mean, params
+        )
+        return updates, (inner_state, mean, count + 1)
+
+    return Variant(fit={"optimizer": optax.GradientTransformation(init, update)})
+
+
 def flow(**options: Any) -> Variant:
     """:return: a coupling flow with other options."""
     return Variant(network=partial(CouplingFlow, **options))
@@ -68,6 +93,7 @@ VARIANTS = {
     "gradients not clipped, no warm-up": Variant(fit={"optimizer": UNCLIPPED}),
     "no weight decay": optimizer(weight_decay=0.0),
     "weight decay 1e-2": optimizer(weight_decay=1e-2),
+    "averaged weights, decay .99": averaged(0.99),
     "prior not mapped to normal": Variant(adapter={"prior_to_normal": False}),
     "affine couplings": flow(transform=Affine()),
     "splines of 4 bins": flow(transform=Spline(bins=4)),
