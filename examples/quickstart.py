@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     approximator = npa.amortize(eight_schools, sigma=STANDARD_ERRORS, y=EFFECTS)
     print(approximator)
-    approximator.fit(fit_key, epochs=2 if options.fast else 100)
+    approximator.fit(fit_key, epochs=2 if options.fast else 75)
     samples = approximator.sample(sample_key, num_samples, {"y": EFFECTS})
     mcmc = nuts(nuts_key, num_samples=250 if options.fast else 5000)
 
