@@ -158,7 +158,10 @@ def picture(found: Mapping[str, Sequence[Row]]) -> Figure:
         for key in (key for key in rows[0] if key != "size"):
             sizes = [row["size"] for row in rows]
             axes.loglog(sizes, [row[key] for row in rows], "o-", label=key)
-        axes.set(xlabel=name, ylabel="milliseconds", ylim=(1, None))
+        highest = max(row[key] for row in rows for key in row if key != "size")
+        axes.set(xlabel=name, ylabel="milliseconds", ylim=(1, 3 * highest))
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.minorticks_off()
         axes.legend(frameon=False, fontsize="small")
     return figure
 
