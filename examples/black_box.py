@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]
     number = 500 if options.fast else 100_000
     bank = simulator.sample(bank_key, number, workers=options.workers)
     approximator = npa.ContinuousApproximator(simulator, adapter=adapter)
-    approximator.fit(fit_key, epochs=2 if options.fast else 16, dataset=bank)
+    approximator.fit(fit_key, epochs=2 if options.fast else 28, dataset=bank)
 
     num_draws = 1000 if options.fast else 20_000
     observed = {"table": np.sqrt(HOUSEHOLDS[POSSIBLE])}
