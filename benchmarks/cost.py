@@ -137,6 +137,11 @@ CURVES = {
 }
 
 
+def measured(rows: Sequence[Row]) -> list[str]:
+    """:return: names of the costs of a curve."""
+    return [key for key in rows[0] if key != "size"]
+
+
 def growth(rows: Sequence[Row], key: str) -> float:
     """:return: largest growth of a cost from one size to the next, as a multiple of linear."""
     return max(b[key] / a[key] / (b["size"] / a["size"]) for a, b in pairwise(rows))
@@ -144,9 +149,9 @@ def growth(rows: Sequence[Row], key: str) -> float:
 
 def table(name: str, rows: Sequence[Row]) -> str:
     """:return: a Markdown table of one curve."""
-    measured = [key for key in rows[0] if key != "size"]
-    cells = [[f"{row['size']:,}", *(f"{row[key]:.3g}" for key in measured)] for row in rows]
-    return markdown([name, *(f"{key}, ms" for key in measured)], cells)
+    costs = measured(rows)
+    cells = [[f"{row['size']:,}", *(f"{row[key]:.3g}" for key in costs)] for row in rows]
+    return markdown([name, *(f"{key}, ms" for key in costs)], cells)
 
 
 def picture(found: Mapping[str, Sequence[Row]]) -> Figure:
@@ -155,10 +160,11 @@ def picture(found: Mapping[str, Sequence[Row]]) -> Figure:
     for axes, (name, rows) in zip(
         figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
     ):
-        for key in (key for key in rows[0] if key != "size"):
-            sizes = [row["size"] for row in rows]
-            axes.loglog(sizes, [row[key] for row in rows], "o-", label=key)
-        highest = max(row[key] for row in rows for key in row if key != "size")
+        sizes = [row["size"] for row in rows]
+        costs = {key: [row[key] for row in rows] for key in measured(rows)}
+        for key, values in costs.items():
+            axes.loglog(sizes, values, "o-", label=key)
+        highest = max(map(max, costs.values()))
         axes.set(xlabel=name, ylabel="milliseconds", ylim=(1, 3 * highest))
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()
@@ -191,7 +197,7 @@ def main() -> None:
 
 def check(rows: Sequence[Row]) -> None:
     """See that costs grow no faster than the number of observations."""
-    worst = max(growth(rows, key) for key in rows[0] if key != "size")
+    worst = max(growth(rows, key) for key in measured(rows))
     if worst > NOISE:
         raise SystemExit(f"cost grows {worst:.2f} times as fast as the number of observations")
 

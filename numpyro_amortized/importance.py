@@ -26,7 +26,7 @@ class ImportanceResult(NamedTuple):
     ``log_weights`` are the exact ones, ``log p(latents, data) - log q(latents | data)``, neither
     normalized nor smoothed: the mean of their exponentials estimates the evidence, without bias.
     ``smoothed_log_weights`` are normalized and Pareto smoothed: means and resamples use them.
-    Where k-hat is above a half, the weights have no variance: ``log_evidence_se`` is too small.
+    Where k-hat is above a half, the weights' variance is infinite: ``log_evidence_se`` misleads.
     """
 
     samples: dict[str, Array]  # (num_conditions, num_samples, *shape)

@@ -100,7 +100,7 @@ CASES = {
     ),
 }
 
-
+# those that only `make verify` runs
 OTHERS = {"short", "process", "steps of a process", "channels", "volume", "small matrix", "field"}
 
 

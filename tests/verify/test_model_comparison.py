@@ -81,8 +81,8 @@ def test_baseball():
     print("exact", exact, exact - exact[0])
     print("learned", learned, comparison.predict(data))
     for (value, error, k_hat), truth in zip(weighted, exact, strict=True):
-        # Four standard errors, and what float32 and the quadrature leave. Weights with k-hat above
-        # a half have no variance to tell an error from: held to the bound on log Bayes factors.
+        # Four standard errors, and what float32 and the quadrature leave. The variance of
+        # weights with k-hat above a half is infinite: held to the bound on log Bayes factors.
         assert abs(value - truth) < (4 * error + 0.01 if k_hat < 0.5 else 0.15)
         assert error < 0.1 and k_hat < 0.7
     probs = np.exp(exact - logsumexp(exact))
