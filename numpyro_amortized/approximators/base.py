@@ -149,7 +149,7 @@ class Approximator(ABC):
         and counted.
 
         :param rng_key: a key; the networks are initialised from it at the first call.
-        :param epochs: number of epochs, by default as many as make 3,500 steps, at least 10.
+        :param epochs: number of epochs, by default as many as make 7,000 steps, at least 10.
         :param num_batches: steps of an epoch, by default 100 online; over a bank, at most and by
             default those of one pass.
         :param batch_size: simulations of a step.
@@ -358,7 +358,7 @@ class Approximator(ABC):
         return self._modules
 
 
-_NUM_STEPS, _MIN_EPOCHS = 3500, 10
+_NUM_STEPS, _MIN_EPOCHS = 7000, 10
 _ONLINE_BATCHES = 100
 
 

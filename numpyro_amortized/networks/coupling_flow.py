@@ -114,7 +114,7 @@ class CouplingFlow(DensityNetwork):
         condition_size: int,
         *,
         transform: Transform = Spline(bins=8),  # noqa: B008
-        depth: int = 6,
+        depth: int = 3,
         widths: Sequence[int] = (64, 64),
         activation: Callable[[Array], Array] = swish,
         rngs: nnx.Rngs,
