@@ -27,7 +27,7 @@ from numpyro_amortized.adapters.standardize import given_moments
 from numpyro_amortized.networks.mlp import sigmoid, swish
 from numpyro_amortized.simulators.varying_size import VaryingSize
 
-__all__ = ["constraint_name", "names", "restorable"]
+__all__ = ["arguments", "constraint_name", "defaults", "names", "restorable"]
 
 _PACKAGE = "numpyro_amortized"
 # simulations and simulators are no part of a file; of the latter, only the size that varies
@@ -97,6 +97,12 @@ def arguments(cls: Callable[..., Any]) -> tuple[str, ...]:
     fixed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     signature = inspect.signature(cls).parameters.values()
     return tuple(p.name for p in signature if p.kind not in fixed and p.name != "validate_args")
+
+
+def defaults(network: type[nnx.Module]) -> Mapping[str, Any]:
+    """:return: name to default of the arguments of a network's constructor that have one."""
+    parameters = inspect.signature(network.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _modules() -> Iterator[ModuleType]:

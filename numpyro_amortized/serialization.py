@@ -23,7 +23,7 @@ from numpyro.distributions.constraints import Constraint
 
 from numpyro_amortized.adapters.adapter import Adapter
 from numpyro_amortized.adapters.base import Transform
-from numpyro_amortized.restorable import arguments, names, restorable
+from numpyro_amortized.restorable import arguments, defaults, names, restorable
 from numpyro_amortized.simulators.base import Simulator
 
 __all__ = ["Decoder", "Encoder", "Json"]
@@ -31,6 +31,13 @@ __all__ = ["Decoder", "Encoder", "Json"]
 Json = Any  # None, a number, a string, a list of these, or a dict of them by string
 Place = tuple[str, ...]  # where a value stands, for errors
 _PLAIN = (type(None), bool, int, str)
+# of networks that were saved without theirs, where they have changed since
+_FORMER_FLOW = {"flow": {"name": "CouplingFlow"}}
+_FORMER_DEFAULTS: Mapping[str, Json] = {
+    "CouplingFlow": {"depth": 6},
+    "Discretized": _FORMER_FLOW,
+    "Mixed": _FORMER_FLOW,
+}
 
 
 @final
@@ -86,10 +93,16 @@ class Encoder:
                 "keywords": self._mapping(value.keywords, place),
             }
         if (name := names().get(id(value))) is not None:
-            return {"name": name}
+            return {"name": name} | self._defaults(value, place)
         if isinstance(value, np.dtype) or _is_dtype(value):
             return {"dtype": jnp.dtype(value).name}
         return self._instance(value, place)
+
+    def _defaults(self, value: Any, place: Place) -> Json:
+        """A network is restored as it was made, whatever its defaults are by then."""
+        if not (isinstance(value, type) and issubclass(value, nnx.Module)):
+            return {}
+        return {"defaults": self._mapping(defaults(value), place)}
 
     def _instance(self, value: Any, place: Place) -> Json:
         if isinstance(value, Constraint) and (name := _parameter_free(value)) is not None:
@@ -252,7 +265,13 @@ class Decoder:
                 f"configuration: '{name}' is none of the names that a file may restore. It was "
                 "altered, or written by another version of numpyro_amortized."
             )
-        return restorable()[name]
+        known = restorable()[name]
+        before = value.get("defaults", _FORMER_DEFAULTS.get(name, {}))
+        if not before:
+            return known
+        now = Encoder().encode(known, ())["defaults"]
+        changed = {n: x for n, x in before.items() if n not in now or now[n] != x}
+        return partial(known, **self._mapping({"mapping": changed})) if changed else known
 
     def _custom_object(self, value: Json) -> Any:
         if value["custom"] not in self._custom:

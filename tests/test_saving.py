@@ -23,6 +23,7 @@ import numpyro_amortized as npa
 from numpyro_amortized import directories, networks
 from numpyro_amortized.adapters.base import Transform
 from numpyro_amortized.directories import Content, DamagedError
+from numpyro_amortized.serialization import Decoder, Encoder
 from tests import models
 from tests.conftest import FLOW, SETS
 
@@ -125,6 +126,25 @@ def test_saving_again_replaces(saved, normal_mean, copied):
 
 
 # networks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", [networks.CouplingFlow, networks.Mixed])
+def test_networks_keep_the_defaults_they_were_saved_with(network, monkeypatch):
+    saved = Encoder().encode(network, ())
+    assert Decoder({}).decode(saved) is network
+    monkeypatch.setitem(networks.CouplingFlow.__init__.__kwdefaults__, "depth", 9)
+    loaded = Decoder({}).decode(saved)
+    flow = loaded if network is networks.CouplingFlow else loaded.keywords["flow"]
+    assert flow.func is networks.CouplingFlow and flow.keywords == {"depth": 3}
+
+
+def test_networks_saved_without_their_defaults():
+    """The first files had names alone; a flow had six pairs of couplings then."""
+    flow = Decoder({}).decode({"name": "CouplingFlow"})
+    assert flow.func is networks.CouplingFlow and flow.keywords == {"depth": 6}
+    mixed = Decoder({}).decode({"partial": {"name": "Mixed"}, "arguments": [], "keywords": {}})
+    assert mixed.func is networks.Mixed and mixed.keywords["flow"].keywords == {"depth": 6}
+    assert Decoder({}).decode({"name": "DeepSet"}) is networks.DeepSet
 
 
 def shifted(x):
