@@ -4,6 +4,7 @@
 ``python -m benchmarks.defaults``: for every task and variant one training on the same 10,000
 simulations, judged by the mean log density of the parameters of 20,000 others given their data, in
 nats, in the space of the parameters. The difference from the defaults is told; greater is better.
+``--depth 6 --epochs 98`` starts from the defaults of the first search instead.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array, random
+from optax import contrib
 
 import numpyro_amortized as npa
 from benchmarks.environment import ROOT, markdown, write
@@ -27,7 +29,8 @@ from numpyro_amortized.networks import Affine, CouplingFlow, Spline
 from numpyro_amortized.training import default_optimizer
 
 NUM_SIMULATIONS, NUM_JUDGED = 10_000, 20_000
-NUM_STEPS = 98 * 36  # what `fit` chooses for such a bank: passes, of batches
+NUM_BATCHES = 36  # of one pass of `fit` over such a bank
+FIRST = "the defaults"  # from which the others differ in one thing
 
 
 class Variant(NamedTuple):
@@ -43,17 +46,13 @@ class Variant(NamedTuple):
     adapter: Mapping[str, Any] = {}
 
 
-def optimizer(**options: float) -> Variant:
-    """:return: the default optimizer with other options."""
-    return Variant(fit={"optimizer": default_optimizer(NUM_STEPS, **options)})
+def averaged(inner: optax.GradientTransformation, decay: float, num_steps: int) -> Variant:
+    """:return: an optimizer whose last step leads to the mean of past parameters.
 
-
-def averaged(decay: float) -> Variant:
-    """:return: the default optimizer, whose last step leads to the mean of past parameters.
-
+    :param inner: the optimizer that makes the steps.
     :param decay: of the weights of past parameters, per step.
+    :param num_steps: how many there are.
     """
-    inner = default_optimizer(NUM_STEPS)
 
     def init(params: optax.Params) -> tuple[optax.OptState, optax.Params, Array]:
         return inner.init(params), params, jnp.zeros((), int)
@@ -65,62 +64,106 @@ def averaged(decay: float) -> Variant:
         updates, inner_state = inner.update(grads, inner_state, params)
         mean = optax.incremental_update(optax.apply_updates(params, updates), mean, 1 - decay)
         updates = jax.tree.map(
-            lambda u, m, p: jnp.where(count + 1 == NUM_STEPS, m - p, u), updates, mean, params
+            lambda u, m, p: jnp.where(count + 1 == num_steps, m - p, u), updates, mean, params
         )
         return updates, (inner_state, mean, count + 1)
 
     return Variant(fit={"optimizer": optax.GradientTransformation(init, update)})
 
 
-def flow(**options: Any) -> Variant:
-    """:return: a coupling flow with other options."""
-    return Variant(network=partial(CouplingFlow, **options))
+def muon(num_steps: int, *, learning_rate: float = 2e-3) -> Variant:
+    """:return: Muon, which makes the steps of matrices orthogonal, with AdamW's schedule."""
+
+    def matrices(params: optax.Params) -> Any:
+        """The last two axes; others are those of stacked layers."""
+        return jax.tree.map(
+            lambda x: contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1) if x.ndim > 1 else None,
+            params,
+        )
+
+    warmup = min(num_steps // 20, 200)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.05 * learning_rate, learning_rate, warmup, num_steps, 1e-3 * learning_rate
+    )
+    decays = {"weight_decay": 1e-4, "adam_weight_decay": 1e-4}
+    steps = contrib.muon(
+        schedule, muon_weight_dimension_numbers=matrices, consistent_rms=0.2, **decays
+    )
+    return Variant(fit={"optimizer": optax.chain(optax.clip_by_global_norm(1.0), steps)})
 
 
-CONSTANT = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=1e-4))
-UNCLIPPED = optax.adamw(optax.cosine_decay_schedule(2e-3, NUM_STEPS), weight_decay=1e-4)
-VARIANTS = {
-    "the defaults": Variant(),
-    "the defaults, another seed": Variant(),
-    "no rejuvenation": Variant(fit={"rejuvenation": 0}),
-    "half the steps": Variant(fit={"epochs": 50}),
-    "twice the steps": Variant(fit={"epochs": 200}),
-    "batches of 64": Variant(fit={"batch_size": 64}),
-    "batches of 1,024": Variant(fit={"batch_size": 1024}),
-    "nothing held out, last parameters": Variant(fit={"validation": 0}),
-    "learning rate 5e-4": optimizer(learning_rate=5e-4),
-    "learning rate 5e-3": optimizer(learning_rate=5e-3),
-    "constant learning rate 1e-3": Variant(fit={"optimizer": CONSTANT}),
-    "gradients not clipped, no warm-up": Variant(fit={"optimizer": UNCLIPPED}),
-    "no weight decay": optimizer(weight_decay=0.0),
-    "weight decay 1e-2": optimizer(weight_decay=1e-2),
-    "averaged weights, decay .99": averaged(0.99),
-    "prior not mapped to normal": Variant(adapter={"prior_to_normal": False}),
-    "affine couplings": flow(transform=Affine()),
-    "splines of 4 bins": flow(transform=Spline(bins=4)),
-    "splines of 16 bins": flow(transform=Spline(bins=16)),
-    "3 couplings": flow(depth=3),
-    "10 couplings": flow(depth=10),
-    "widths 32, 32": flow(widths=(32, 32)),
-    "widths 128, 128": flow(widths=(128, 128)),
-    "one hidden layer of 64": flow(widths=(64,)),
-    "ReLU": flow(activation=jax.nn.relu),
-    "tanh": flow(activation=jax.nn.tanh),
-}
+def variants(depth: int, epochs: int) -> dict[str, Variant]:
+    """What is compared.
+
+    :param depth: pairs of couplings of the first and of what differs from it in another way.
+    :param epochs: passes over the bank, likewise.
+    :return: name to variant.
+    """
+    num_steps = epochs * NUM_BATCHES
+
+    def flow(**options: Any) -> Variant:
+        return Variant(network=partial(CouplingFlow, **{"depth": depth} | options))
+
+    def optimizer(**options: float) -> Variant:
+        return Variant(fit={"optimizer": default_optimizer(num_steps, **options)})
+
+    constant = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=1e-4))
+    unclipped = optax.adamw(optax.cosine_decay_schedule(2e-3, num_steps), weight_decay=1e-4)
+    named = {
+        FIRST: flow(),
+        "another seed": flow(),
+        "no rejuvenation": Variant(fit={"rejuvenation": 0}),
+        "half the steps": Variant(fit={"epochs": epochs // 2}),
+        "twice the steps": Variant(fit={"epochs": 2 * epochs}),
+        "batches of 64": Variant(fit={"batch_size": 64, "epochs": epochs // 4}),
+        "batches of 1,024": Variant(fit={"batch_size": 1024, "epochs": 4 * epochs}),
+        "nothing held out, last parameters": Variant(fit={"validation": 0}),
+        "learning rate 5e-4": optimizer(learning_rate=5e-4),
+        "learning rate 5e-3": optimizer(learning_rate=5e-3),
+        "constant learning rate 1e-3": Variant(fit={"optimizer": constant}),
+        "gradients not clipped, no warm-up": Variant(fit={"optimizer": unclipped}),
+        "no weight decay": optimizer(weight_decay=0.0),
+        "weight decay 1e-2": optimizer(weight_decay=1e-2),
+        "averaged weights, decay .99": averaged(default_optimizer(num_steps), 0.99, num_steps),
+        "Muon": muon(num_steps),
+        "prior not mapped to normal": Variant(adapter={"prior_to_normal": False}),
+        "affine couplings": flow(transform=Affine()),
+        "splines of 4 bins": flow(transform=Spline(bins=4)),
+        "splines of 16 bins": flow(transform=Spline(bins=16)),
+        "2 pairs of couplings": flow(depth=2),
+        "3 pairs of couplings": flow(depth=3),
+        "6 pairs of couplings": flow(depth=6),
+        "10 pairs of couplings": flow(depth=10),
+        "3 pairs of couplings, twice the steps": flow(depth=3)._replace(fit={"epochs": 2 * epochs}),
+        "widths 32, 32": flow(widths=(32, 32)),
+        "widths 128, 128": flow(widths=(128, 128)),
+        "one hidden layer of 64": flow(widths=(64,)),
+        "ReLU": flow(activation=jax.nn.relu),
+        "tanh": flow(activation=jax.nn.tanh),
+    }
+    first = named[FIRST].network
+    return {
+        name: Variant(
+            first if variant.network is CouplingFlow else variant.network,
+            {"epochs": epochs} | dict(variant.fit),
+            variant.adapter,
+        )
+        for name, variant in named.items()
+    }
 
 
-def judge(task_name: str, name: str) -> dict[str, Any]:
+def judge(task_name: str, variant: Variant, seed: int = 0) -> dict[str, Any]:
     """Train once and judge the density.
 
     :param task_name: name of the task.
-    :param name: of the variant.
+    :param variant: what is trained.
+    :param seed: of the training.
     :return: log densities of the judged simulations, ``(NUM_JUDGED,)``, and seconds of training.
     """
-    variant = VARIANTS[name]
     simulator = npa.ModelSimulator(TASKS[task_name].model, observed=("x",))
     bank_key, judged_key, fit_key = random.split(random.key(0), 3)
-    if "seed" in name:
-        fit_key = random.fold_in(fit_key, 1)
+    if seed:
+        fit_key = random.fold_in(fit_key, seed)
     adapter = npa.Adapter.for_posterior(simulator, **variant.adapter)
     approximator = npa.ContinuousApproximator(
         simulator, adapter=adapter, inference_network=variant.network
@@ -139,13 +182,13 @@ def log_densities(approximator: npa.ContinuousApproximator, data: Mapping[str, A
     return np.asarray(approximator.log_prob({name: data[name] for name in names}))
 
 
-def compare(task_name: str, names: list[str]) -> dict[str, dict[str, float]]:
-    """:return: variant to its difference from the defaults in nats, its error, and seconds."""
-    reference = judge(task_name, "the defaults")
-    found = {}
-    for name in names:
-        result = reference if name == "the defaults" else judge(task_name, name)
-        difference = result["log_prob"] - reference["log_prob"]
+def compare(task_name: str, compared: Mapping[str, Variant]) -> dict[str, dict[str, float]]:
+    """:return: variant to its difference from the first in nats, its error, and seconds."""
+    found, first = {}, None
+    for name, variant in compared.items():
+        result = judge(task_name, variant, seed=int(name == "another seed"))
+        first = result["log_prob"] if first is None else first
+        difference = result["log_prob"] - first
         found[name] = {
             "log_density": float(result["log_prob"].mean()),
             "difference": float(difference.mean()),
@@ -165,9 +208,7 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
             f"{found[task][name]['difference']:+.3f} ({found[task][name]['standard_error']:.3f})"
             for task in tasks
         ]
-        ratios = [
-            found[task][name]["seconds"] / found[task]["the defaults"]["seconds"] for task in tasks
-        ]
+        ratios = [found[task][name]["seconds"] / found[task][FIRST]["seconds"] for task in tasks]
         rows.append([name, *cells, f"{np.median(ratios):.2f}"])
     return markdown(["variant", *(f"{task}, nats" for task in tasks), "time"], rows)
 
@@ -175,11 +216,16 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=["two_moons", "slcp", "sir"])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", help="names of some of them")
+    parser.add_argument("--depth", type=int, default=3, help="pairs of couplings of the first")
+    parser.add_argument("--epochs", type=int, default=195, help="passes over the bank of the first")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results.json")
     options = parser.parse_args()
-    names = ["the defaults", *(name for name in options.variants if name != "the defaults")]
-    found = {task: compare(task, names) for task in options.tasks}
+    known = variants(options.depth, options.epochs)
+    if unknown := set(options.variants or ()) - known.keys():
+        parser.error(f"--variants: expected some of {list(known)}, got {sorted(unknown)}")
+    compared = {n: v for n, v in known.items() if n in (FIRST, *(options.variants or known))}
+    found = {task: compare(task, compared) for task in options.tasks}
     write(options.out, "defaults", found)
     print(table(found))
 
