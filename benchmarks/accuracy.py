@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 import numpyro_amortized as npa
 from benchmarks.accuracy_peers import PEERS, evaluate_peer
-from benchmarks.c2st import scores
+from benchmarks.c2st import judged
 from benchmarks.environment import ROOT, markdown, write
 from benchmarks.tasks import NUM_OBSERVATIONS, TASKS, flatten, reference
 from numpyro_amortized.networks import CouplingFlow, DiffusionModel, FlowMatching
@@ -41,6 +41,7 @@ def evaluate(
     seed: int,
     *,
     num_simulations: int | None,
+    epochs: int | None,
     seconds: float,
     num_jobs: int,
 ) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def evaluate(
     :param network: name of the inference network, which has its defaults.
     :param seed: seed of the simulations, the training and the draws.
     :param num_simulations: size of the bank; ``None`` to simulate online.
+    :param epochs: passes over the bank, by default those of ``fit``.
     :param seconds: about how long the online training takes.
     :param num_jobs: processes of the classifier.
     :return: C2ST of every observation, seconds of training and of drawing, and memory.
@@ -65,7 +67,7 @@ def evaluate(
     else:
         bank = simulator.sample(bank_key, num_simulations)
         begin = time.perf_counter()
-        history = approximator.fit(fit_key, dataset=bank, progress_bar=False)
+        history = approximator.fit(fit_key, dataset=bank, epochs=epochs, progress_bar=False)
     trained = time.perf_counter()
     draws, durations = [], []
     for key, (observation, reference_draws) in zip(sample_keys, references, strict=True):
@@ -74,14 +76,9 @@ def evaluate(
         draws.append(flatten(task, {name: np.asarray(value) for name, value in sites.items()}))
         durations.append(time.perf_counter() - start)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    judged = scores(task_name, draws, num_jobs=num_jobs)
-    return {
-        "task": task_name,
-        "network": network,
+    name = network if epochs is None else f"{network}, {epochs} epochs"
+    return judged(task_name, name, seed, draws, num_jobs=num_jobs) | {
         "online": num_simulations is None,
-        "seed": seed,
-        "c2st": judged,
-        "mean_c2st": statistics.mean(judged),
         "fit_seconds": trained - begin,
         "first_draws_seconds": durations[0],
         "second_draws_seconds": durations[1],
@@ -175,6 +172,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["CouplingFlow"], choices=list(NETWORKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--num-simulations", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, help="of training on a bank, by default those of fit")
     parser.add_argument("--online", action="store_true", help="simulate while training, no bank")
     parser.add_argument("--seconds", type=float, default=300, help="of an online training")
     parser.add_argument("--num-jobs", type=int, default=os.cpu_count())
@@ -182,8 +180,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results.json")
     parser.add_argument("--picture", type=Path, help="where a picture of the table goes")
     options = parser.parse_args()
-    if options.online and options.peers:
-        parser.error("--peers: they are trained on banks; leave --online out")
+    if options.online and (options.peers or options.epochs):
+        parser.error("--peers and --epochs are of trainings on banks; leave --online out")
     rows, summaries = [], []
     networks = [*options.networks, *(PEERS if options.peers else ())]
     for task, network in product(options.tasks, networks):
@@ -212,6 +210,7 @@ def run(task: str, network: str, seed: int, options: argparse.Namespace) -> dict
             network,
             seed,
             num_simulations=None if options.online else options.num_simulations,
+            epochs=options.epochs,
             seconds=options.seconds,
             num_jobs=options.num_jobs,
         )

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accuracy of other packages with their defaults, on banks of their own."""
 
-import statistics
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from benchmarks.c2st import scores
+from benchmarks.c2st import judged
 from benchmarks.peers import run_child, write_bank
 from benchmarks.tasks import NUM_OBSERVATIONS, TASKS
 
@@ -40,14 +39,8 @@ def evaluate_peer(
         options |= {"bank": bank, "draws": drawn}
         events = run_child(package, module, options)
         draws = np.load(drawn)
-    judged = scores(task_name, draws, num_jobs=num_jobs)
-    return {
-        "task": task_name,
-        "network": network,
+    return judged(task_name, network, seed, draws, num_jobs=num_jobs) | {
         "online": False,
-        "seed": seed,
-        "c2st": judged,
-        "mean_c2st": statistics.mean(judged),
         "fit_seconds": events["fit"]["seconds"],
         "first_draws_seconds": events["draws_1"]["seconds"],
         "second_draws_seconds": events["draws_2"]["seconds"],

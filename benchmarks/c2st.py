@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Classifier two-sample test by the protocol of the simulation-based inference benchmark."""
 
+import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from benchmarks.tasks import TASKS, reference
 from numpyro_amortized.diagnostics import c2st
 
-__all__ = ["c2st", "scores"]
+__all__ = ["c2st", "judged", "scores"]
 
 
 def scores(task_name: str, draws: Sequence[np.ndarray], *, num_jobs: int | None) -> list[float]:
@@ -21,3 +23,12 @@ def scores(task_name: str, draws: Sequence[np.ndarray], *, num_jobs: int | None)
     references = (reference(TASKS[task_name], i + 1)[1] for i in range(len(draws)))
     pairs = zip(references, draws, strict=True)
     return [c2st(true, drawn, num_jobs=num_jobs) for true, drawn in pairs]
+
+
+def judged(
+    task_name: str, network: str, seed: int, draws: Sequence[np.ndarray], *, num_jobs: int
+) -> dict[str, Any]:
+    """:return: what a row about accuracy begins with: what was trained, and its C2ST."""
+    found = scores(task_name, draws, num_jobs=num_jobs)
+    trained = {"task": task_name, "network": network, "seed": seed}
+    return trained | {"c2st": found, "mean_c2st": statistics.mean(found)}
