@@ -35,6 +35,7 @@ _PLAIN = (type(None), bool, int, str)
 _FORMER_FLOW = {"flow": {"name": "CouplingFlow"}}
 _FORMER_DEFAULTS: Mapping[str, Json] = {
     "CouplingFlow": {"depth": 6},
+    "DeepSet": {"spread": False},
     "Discretized": _FORMER_FLOW,
     "Mixed": _FORMER_FLOW,
 }

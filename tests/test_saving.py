@@ -144,7 +144,8 @@ def test_networks_saved_without_their_defaults():
     assert flow.func is networks.CouplingFlow and flow.keywords == {"depth": 6}
     mixed = Decoder({}).decode({"partial": {"name": "Mixed"}, "arguments": [], "keywords": {}})
     assert mixed.func is networks.Mixed and mixed.keywords["flow"].keywords == {"depth": 6}
-    assert Decoder({}).decode({"name": "DeepSet"}) is networks.DeepSet
+    assert Decoder({}).decode({"name": "DeepSet"}).keywords == {"spread": False}
+    assert Decoder({}).decode({"name": "GRU"}) is networks.GRU
 
 
 def shifted(x):

@@ -18,8 +18,8 @@ class DeepSet(nnx.Module):
     """Permutation-invariant summary of a set [1].
 
     Each member is embedded, the embeddings are averaged over the set, and the average and the
-    logarithm of the set's size are mapped to the summary. The spread of the embeddings can join
-    their average [2]: how much members differ is then known wherever they are.
+    logarithm of the set's size are mapped to the summary. The spread of the embeddings joins their
+    average [2]: how much members differ is then known wherever they are.
 
     :param size: number of features of a member.
     :param summary_size: length of the summary.
@@ -43,7 +43,7 @@ class DeepSet(nnx.Module):
         *,
         widths: Sequence[int] = (64, 64),
         embedding_size: int = 64,
-        spread: bool = False,
+        spread: bool = True,
         activation: Callable[[Array], Array] = swish,
         rngs: nnx.Rngs,
     ) -> None:
