@@ -21,7 +21,7 @@ from numpyro_amortized.approximators.sources import Source
 from numpyro_amortized.datasets import Dataset
 from numpyro_amortized.directories import FORMAT, Content, read, write
 from numpyro_amortized.restorable import arguments, constraint_name
-from numpyro_amortized.serialization import Decoder, Encoder, Json
+from numpyro_amortized.serialization import Decoder, Encoder, Json, former
 from numpyro_amortized.simulators.base import Simulator
 from numpyro_amortized.simulators.model import ModelSimulator
 from numpyro_amortized.simulators.tracing import Site
@@ -125,7 +125,10 @@ def _encoded(encoder: Encoder, approximator: Approximator) -> Json:
 def _made_from(encoder: Encoder, approximator: Approximator) -> Json:
     """What it is; members share the source, the adapter and the networks of the whole."""
     options = {n: _option(encoder, n, x) for n, x in approximator.options.items()}
-    return {"approximator": type(approximator).__name__, "options": options}
+    made_from = {"approximator": type(approximator).__name__, "options": options}
+    if (derived := approximator.derived_summary) is not None:
+        made_from["derived_summary"] = encoder.encode(derived, ("summary_network",))
+    return made_from
 
 
 def _option(encoder: Encoder, name: str, value: Any) -> Json:
@@ -161,7 +164,11 @@ def _made(decoder: Decoder, saved: Json, source: Source, adapter: Adapter) -> Ap
     first, *others = arguments(cls)
     if "adapter" in others:
         given["adapter"] = adapter
-    return cls(**({first: source} | given))
+    made: Approximator = cls(**({first: source} | given))
+    if made.derived_summary is not None:
+        derived = saved.get("derived_summary") or former(made.derived_summary)
+        made.derived_summary = decoder.decode(derived)
+    return made
 
 
 def _approximators(base: type) -> list[type[Approximator]]:

@@ -26,7 +26,7 @@ from numpyro_amortized.adapters.base import Transform
 from numpyro_amortized.restorable import arguments, defaults, names, restorable
 from numpyro_amortized.simulators.base import Simulator
 
-__all__ = ["Decoder", "Encoder", "Json"]
+__all__ = ["Decoder", "Encoder", "Json", "former"]
 
 Json = Any  # None, a number, a string, a list of these, or a dict of them by string
 Place = tuple[str, ...]  # where a value stands, for errors
@@ -303,6 +303,19 @@ _READERS: dict[Any, Callable[[Decoder, Json], Any]] = {
     "custom": Decoder._custom_object,
     "class": Decoder._class,
 }
+
+
+def former(network: Any) -> Json:
+    """A network of today's by its name and arguments alone, as the first files had it."""
+
+    def without_defaults(value: Json) -> Json:
+        if isinstance(value, list):
+            return [without_defaults(x) for x in value]
+        if not isinstance(value, dict):
+            return value
+        return {k: without_defaults(x) for k, x in value.items() if k != "defaults"}
+
+    return without_defaults(Encoder().encode(network, ()))
 
 
 def _said(place: Place) -> str:

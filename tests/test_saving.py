@@ -25,7 +25,7 @@ from numpyro_amortized.adapters.base import Transform
 from numpyro_amortized.directories import Content, DamagedError
 from numpyro_amortized.serialization import Decoder, Encoder
 from tests import models
-from tests.conftest import FLOW, SETS
+from tests.conftest import AFFINE, FLOW, SETS
 
 FIT = {"epochs": 1, "num_batches": 2, "batch_size": 8, "progress_bar": False}
 
@@ -259,6 +259,39 @@ def test_a_ready_module_goes_by_a_name(normal_mean, tmp_path):
     wider = networks.CouplingFlow(1, 32, depth=1, widths=(9,), rngs=nnx.Rngs(2))
     with raises(ValueError, "variables are not those", "inference_network/", "expected (", "got ("):
         npa.load(tmp_path / "saved", MODEL, {"flow": wider})
+
+
+def trained(summary_network):
+    simulator = npa.ModelSimulator(models.normal_mean, np.zeros(10))
+    approximator = npa.ContinuousApproximator(
+        simulator, inference_network=AFFINE, summary_network=summary_network
+    )
+    approximator.fit(random.key(0), **FIT)
+    return approximator
+
+
+def assert_same_draws(first, second):
+    data = {"y": np.linspace(-1, 2, 10)}
+    assert_equal(*(a.sample(random.key(1), 5, data) for a in (first, second)))
+
+
+def test_derived_summary_networks_keep_the_defaults_they_were_saved_with(tmp_path, monkeypatch):
+    approximator = trained(None)
+    approximator.save(tmp_path / "saved")
+    monkeypatch.setitem(networks.DeepSet.__init__.__kwdefaults__, "embedding_size", 16)
+    loaded = npa.load(tmp_path / "saved", MODEL)
+    assert str(loaded) == str(approximator)
+    assert_same_draws(approximator, loaded)
+
+
+def test_derived_summary_networks_saved_without_a_word(tmp_path):
+    """The first files did not say what was derived; deep sets had no spreads then."""
+    approximator = trained(partial(networks.DeepSet, spread=False))
+    approximator.save(tmp_path / "new")
+    content = directories.read(tmp_path / "new")
+    content.configuration["saved"]["options"]["summary_network"] = None
+    directories.write(tmp_path / "old", content)
+    assert_same_draws(approximator, npa.load(tmp_path / "old", MODEL))
 
 
 # adapters ------------------------------------------------------------------------------------

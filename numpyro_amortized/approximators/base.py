@@ -274,6 +274,20 @@ class Approximator(ABC):
         return self._modules.get("summary_network")
 
     @property
+    def derived_summary(self) -> NetworkSpec | None:
+        """What summarizes the data by default, ``None`` where the user said it or nothing does.
+
+        It can be set to what it was when the networks were trained: defaults change.
+        """
+        if self._members or "summary_variables" not in self._row:
+            return None
+        return None if self._summary_spec is self._given_summary else self._summary_spec
+
+    @derived_summary.setter
+    def derived_summary(self, network: NetworkSpec) -> None:
+        self._summary_spec = network
+
+    @property
     def networks(self) -> nnx.Dict:
         """The trained networks.
 

@@ -71,7 +71,7 @@ def summary_spec(
 
 
 # small, since every group of every simulation is summarized in every step
-_OF_GROUPS = partial(DeepSet, widths=(32,))
+_OF_GROUPS = partial(DeepSet, widths=(32,), spread=True)
 _OF_A_GROUP = partial(DeepSet, summary_size=16, widths=(32,), embedding_size=32, spread=False)
 
 
