@@ -4,7 +4,7 @@
 ``python -m benchmarks.defaults``: for every task and variant one training on the same 10,000
 simulations, judged by the mean log density of the parameters of 20,000 others given their data, in
 nats, in the space of the parameters. The difference from the defaults is told; greater is better.
-``--depth 6 --epochs 98`` starts from the defaults of the first search instead.
+``--depth 6 --epochs 98 --no-spread`` starts from the defaults of the first search instead.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from optax import contrib
 import numpyro_amortized as npa
 from benchmarks.environment import ROOT, markdown, write
 from benchmarks.tasks import TASKS
-from numpyro_amortized.networks import Affine, CouplingFlow, Spline
+from numpyro_amortized.networks import Affine, CouplingFlow, DeepSet, Spline
 from numpyro_amortized.training import default_optimizer
 
 NUM_SIMULATIONS, NUM_JUDGED = 10_000, 20_000
@@ -39,11 +39,13 @@ class Variant(NamedTuple):
     :param network: the inference network.
     :param fit: options of ``fit``.
     :param adapter: options of ``Adapter.for_posterior``.
+    :param spread: whether spreads join averages in deep sets.
     """
 
     network: Callable[..., nnx.Module] = CouplingFlow
     fit: Mapping[str, Any] = {}
     adapter: Mapping[str, Any] = {}
+    spread: bool = True
 
 
 def averaged(inner: optax.GradientTransformation, decay: float, num_steps: int) -> Variant:
@@ -92,11 +94,12 @@ def muon(num_steps: int, *, learning_rate: float = 2e-3) -> Variant:
     return Variant(fit={"optimizer": optax.chain(optax.clip_by_global_norm(1.0), steps)})
 
 
-def variants(depth: int, epochs: int) -> dict[str, Variant]:
+def variants(depth: int, epochs: int, spread: bool) -> dict[str, Variant]:
     """What is compared.
 
     :param depth: pairs of couplings of the first and of what differs from it in another way.
     :param epochs: passes over the bank, likewise.
+    :param spread: whether spreads join averages in their deep sets.
     :return: name to variant.
     """
     num_steps = epochs * NUM_BATCHES
@@ -127,6 +130,7 @@ def variants(depth: int, epochs: int) -> dict[str, Variant]:
         "averaged weights, decay .99": averaged(default_optimizer(num_steps), 0.99, num_steps),
         "Muon": muon(num_steps),
         "prior not mapped to normal": Variant(adapter={"prior_to_normal": False}),
+        "deep sets without spreads": Variant(spread=False),
         "affine couplings": flow(transform=Affine()),
         "splines of 4 bins": flow(transform=Spline(bins=4)),
         "splines of 16 bins": flow(transform=Spline(bins=16)),
@@ -147,6 +151,7 @@ def variants(depth: int, epochs: int) -> dict[str, Variant]:
             first if variant.network is CouplingFlow else variant.network,
             {"epochs": epochs} | dict(variant.fit),
             variant.adapter,
+            spread and variant.spread,
         )
         for name, variant in named.items()
     }
@@ -166,7 +171,10 @@ def judge(task_name: str, variant: Variant, seed: int = 0) -> dict[str, Any]:
         fit_key = random.fold_in(fit_key, seed)
     adapter = npa.Adapter.for_posterior(simulator, **variant.adapter)
     approximator = npa.ContinuousApproximator(
-        simulator, adapter=adapter, inference_network=variant.network
+        simulator,
+        adapter=adapter,
+        inference_network=variant.network,
+        summary_network=None if variant.spread else partial(DeepSet, spread=False),
     )
     bank = simulator.sample(bank_key, NUM_SIMULATIONS)
     begin = time.perf_counter()
@@ -220,8 +228,9 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=3, help="pairs of couplings of the first")
     parser.add_argument("--epochs", type=int, default=195, help="passes over the bank of the first")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results.json")
+    parser.add_argument("--no-spread", action="store_true", help="first: no spreads in deep sets")
     options = parser.parse_args()
-    known = variants(options.depth, options.epochs)
+    known = variants(options.depth, options.epochs, not options.no_spread)
     if unknown := set(options.variants or ()) - known.keys():
         parser.error(f"--variants: expected some of {list(known)}, got {sorted(unknown)}")
     compared = {n: v for n, v in known.items() if n in (FIRST, *(options.variants or known))}
