@@ -9,7 +9,7 @@ nats, in the space of the parameters. The difference from the defaults is told; 
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax import Array, random
 from optax import contrib
 
@@ -26,7 +25,7 @@ import numpyro_amortized as npa
 from benchmarks.environment import ROOT, markdown, write
 from benchmarks.tasks import TASKS
 from numpyro_amortized.networks import Affine, CouplingFlow, DeepSet, Spline
-from numpyro_amortized.training import default_optimizer
+from numpyro_amortized.training import default_optimizer, default_schedule
 
 NUM_SIMULATIONS, NUM_JUDGED = 10_000, 20_000
 NUM_BATCHES = 36  # of one pass of `fit` over such a bank
@@ -34,21 +33,25 @@ FIRST = "the defaults"  # from which the others differ in one thing
 
 
 class Variant(NamedTuple):
-    """What differs from the defaults.
+    """What is trained.
 
-    :param network: the inference network.
+    :param flow: options of the coupling flow.
     :param fit: options of ``fit``.
     :param adapter: options of ``Adapter.for_posterior``.
     :param spread: whether spreads join averages in deep sets.
+    :param seed: of the training.
     """
 
-    network: Callable[..., nnx.Module] = CouplingFlow
-    fit: Mapping[str, Any] = {}
-    adapter: Mapping[str, Any] = {}
-    spread: bool = True
+    flow: Mapping[str, Any]
+    fit: Mapping[str, Any]
+    adapter: Mapping[str, Any]
+    spread: bool
+    seed: int
 
 
-def averaged(inner: optax.GradientTransformation, decay: float, num_steps: int) -> Variant:
+def averaged(
+    inner: optax.GradientTransformation, decay: float, num_steps: int
+) -> optax.GradientTransformation:
     """:return: an optimizer whose last step leads to the mean of past parameters.
 
     :param inner: the optimizer that makes the steps.
@@ -70,10 +73,10 @@ def averaged(inner: optax.GradientTransformation, decay: float, num_steps: int) 
         )
         return updates, (inner_state, mean, count + 1)
 
-    return Variant(fit={"optimizer": optax.GradientTransformation(init, update)})
+    return optax.GradientTransformation(init, update)
 
 
-def muon(num_steps: int, *, learning_rate: float = 2e-3) -> Variant:
+def muon(num_steps: int) -> optax.GradientTransformation:
     """:return: Muon, which makes the steps of matrices orthogonal, with AdamW's schedule."""
 
     def matrices(params: optax.Params) -> Any:
@@ -83,15 +86,14 @@ def muon(num_steps: int, *, learning_rate: float = 2e-3) -> Variant:
             params,
         )
 
-    warmup = min(num_steps // 20, 200)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.05 * learning_rate, learning_rate, warmup, num_steps, 1e-3 * learning_rate
-    )
-    decays = {"weight_decay": 1e-4, "adam_weight_decay": 1e-4}
     steps = contrib.muon(
-        schedule, muon_weight_dimension_numbers=matrices, consistent_rms=0.2, **decays
+        default_schedule(num_steps, 2e-3),
+        weight_decay=1e-4,
+        adam_weight_decay=1e-4,
+        muon_weight_dimension_numbers=matrices,
+        consistent_rms=0.2,
     )
-    return Variant(fit={"optimizer": optax.chain(optax.clip_by_global_norm(1.0), steps)})
+    return optax.chain(optax.clip_by_global_norm(1.0), steps)
 
 
 def variants(depth: int, epochs: int, spread: bool) -> dict[str, Variant]:
@@ -103,34 +105,36 @@ def variants(depth: int, epochs: int, spread: bool) -> dict[str, Variant]:
     :return: name to variant.
     """
     num_steps = epochs * NUM_BATCHES
+    first = Variant({"depth": depth}, {"epochs": epochs}, {}, spread, seed=0)
 
     def flow(**options: Any) -> Variant:
-        return Variant(network=partial(CouplingFlow, **{"depth": depth} | options))
+        return first._replace(flow={**first.flow, **options})
 
-    def optimizer(**options: float) -> Variant:
-        return Variant(fit={"optimizer": default_optimizer(num_steps, **options)})
+    def fit(**options: Any) -> Variant:
+        return first._replace(fit={**first.fit, **options})
 
+    adamw = partial(default_optimizer, num_steps)
     constant = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=1e-4))
     unclipped = optax.adamw(optax.cosine_decay_schedule(2e-3, num_steps), weight_decay=1e-4)
-    named = {
-        FIRST: flow(),
-        "another seed": flow(),
-        "no rejuvenation": Variant(fit={"rejuvenation": 0}),
-        "half the steps": Variant(fit={"epochs": epochs // 2}),
-        "twice the steps": Variant(fit={"epochs": 2 * epochs}),
-        "batches of 64": Variant(fit={"batch_size": 64, "epochs": epochs // 4}),
-        "batches of 1,024": Variant(fit={"batch_size": 1024, "epochs": 4 * epochs}),
-        "nothing held out, last parameters": Variant(fit={"validation": 0}),
-        "learning rate 5e-4": optimizer(learning_rate=5e-4),
-        "learning rate 5e-3": optimizer(learning_rate=5e-3),
-        "constant learning rate 1e-3": Variant(fit={"optimizer": constant}),
-        "gradients not clipped, no warm-up": Variant(fit={"optimizer": unclipped}),
-        "no weight decay": optimizer(weight_decay=0.0),
-        "weight decay 1e-2": optimizer(weight_decay=1e-2),
-        "averaged weights, decay .99": averaged(default_optimizer(num_steps), 0.99, num_steps),
-        "Muon": muon(num_steps),
-        "prior not mapped to normal": Variant(adapter={"prior_to_normal": False}),
-        "deep sets without spreads": Variant(spread=False),
+    return {
+        FIRST: first,
+        "another seed": first._replace(seed=1),
+        "no rejuvenation": fit(rejuvenation=0),
+        "half the steps": fit(epochs=epochs // 2),
+        "twice the steps": fit(epochs=2 * epochs),
+        "batches of 64": fit(batch_size=64, epochs=epochs // 4),
+        "batches of 1,024": fit(batch_size=1024, epochs=4 * epochs),
+        "nothing held out, last parameters": fit(validation=0),
+        "learning rate 5e-4": fit(optimizer=adamw(learning_rate=5e-4)),
+        "learning rate 5e-3": fit(optimizer=adamw(learning_rate=5e-3)),
+        "constant learning rate 1e-3": fit(optimizer=constant),
+        "gradients not clipped, no warm-up": fit(optimizer=unclipped),
+        "no weight decay": fit(optimizer=adamw(weight_decay=0.0)),
+        "weight decay 1e-2": fit(optimizer=adamw(weight_decay=1e-2)),
+        "averaged weights, decay .99": fit(optimizer=averaged(adamw(), 0.99, num_steps)),
+        "Muon": fit(optimizer=muon(num_steps)),
+        "prior not mapped to normal": first._replace(adapter={"prior_to_normal": False}),
+        "deep sets without spreads": first._replace(spread=False),
         "affine couplings": flow(transform=Affine()),
         "splines of 4 bins": flow(transform=Spline(bins=4)),
         "splines of 16 bins": flow(transform=Spline(bins=16)),
@@ -145,35 +149,24 @@ def variants(depth: int, epochs: int, spread: bool) -> dict[str, Variant]:
         "ReLU": flow(activation=jax.nn.relu),
         "tanh": flow(activation=jax.nn.tanh),
     }
-    first = named[FIRST].network
-    return {
-        name: Variant(
-            first if variant.network is CouplingFlow else variant.network,
-            {"epochs": epochs} | dict(variant.fit),
-            variant.adapter,
-            spread and variant.spread,
-        )
-        for name, variant in named.items()
-    }
 
 
-def judge(task_name: str, variant: Variant, seed: int = 0) -> dict[str, Any]:
+def judge(task_name: str, variant: Variant) -> dict[str, Any]:
     """Train once and judge the density.
 
     :param task_name: name of the task.
     :param variant: what is trained.
-    :param seed: of the training.
     :return: log densities of the judged simulations, ``(NUM_JUDGED,)``, and seconds of training.
     """
     simulator = npa.ModelSimulator(TASKS[task_name].model, observed=("x",))
     bank_key, judged_key, fit_key = random.split(random.key(0), 3)
-    if seed:
-        fit_key = random.fold_in(fit_key, seed)
+    if variant.seed:
+        fit_key = random.fold_in(fit_key, variant.seed)
     adapter = npa.Adapter.for_posterior(simulator, **variant.adapter)
     approximator = npa.ContinuousApproximator(
         simulator,
         adapter=adapter,
-        inference_network=variant.network,
+        inference_network=partial(CouplingFlow, **variant.flow),
         summary_network=None if variant.spread else partial(DeepSet, spread=False),
     )
     bank = simulator.sample(bank_key, NUM_SIMULATIONS)
@@ -194,7 +187,7 @@ def compare(task_name: str, compared: Mapping[str, Variant]) -> dict[str, dict[s
     """:return: variant to its difference from the first in nats, its error, and seconds."""
     found, first = {}, None
     for name, variant in compared.items():
-        result = judge(task_name, variant, seed=int(name == "another seed"))
+        result = judge(task_name, variant)
         first = result["log_prob"] if first is None else first
         difference = result["log_prob"] - first
         found[name] = {

@@ -90,15 +90,20 @@ def default_optimizer(
     :param learning_rate: its peak.
     :param weight_decay: decoupled.
     """
-    schedule = optax.warmup_cosine_decay_schedule(
+    schedule = default_schedule(num_steps, learning_rate)
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay)
+    )
+
+
+def default_schedule(num_steps: int, learning_rate: float) -> optax.Schedule:
+    """:return: learning rates that warm up to the given one, then decay by a cosine."""
+    return optax.warmup_cosine_decay_schedule(
         init_value=0.05 * learning_rate,
         peak_value=learning_rate,
         warmup_steps=max(1, min(num_steps // 20, 200)),
         decay_steps=max(2, num_steps),
         end_value=1e-3 * learning_rate,
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay)
     )
 
 
