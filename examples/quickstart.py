@@ -32,7 +32,7 @@ def eight_schools(sigma: Array, y: Array | None = None) -> None:
         numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
-def nuts(rng_key: Array, num_samples: int) -> MCMC:
+def nuts(rng_key: Array, num_samples: int, num_chains: int = 4) -> MCMC:
     """The reference: NUTS on the non-centred model."""
     model = reparam(eight_schools, config={"theta": LocScaleReparam(0)})
     kernel = NUTS(model, target_accept_prob=0.99)
@@ -40,7 +40,7 @@ def nuts(rng_key: Array, num_samples: int) -> MCMC:
         kernel,
         num_warmup=1000,
         num_samples=num_samples,
-        num_chains=4,
+        num_chains=num_chains,
         chain_method="vectorized",
         progress_bar=False,
     )
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(approximator)
     approximator.fit(fit_key, epochs=2 if options.fast else 75)
     samples = approximator.sample(sample_key, num_samples, {"y": EFFECTS})
-    mcmc = nuts(nuts_key, num_samples=250 if options.fast else 5000)
+    mcmc = nuts(nuts_key, 1000, num_chains=1) if options.fast else nuts(nuts_key, 5000)
 
     amortized, reference = columns(samples), columns(mcmc.get_samples())
     print(comparison(amortized, reference))

@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
         config.add_cleanup(cache.cleanup)
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -122,7 +122,7 @@ def normal_mean(approximate) -> npa.ContinuousApproximator:
     """A set of ten normals with unknown mean, trained well."""
     approximator = approximate(models.normal_mean, np.zeros(10), network=FLOW)
     with optimized():
-        approximator.fit(random.key(0), epochs=40, progress_bar=False)
+        approximator.fit(random.key(0), epochs=20, progress_bar=False)
     return approximator
 
 
@@ -132,7 +132,7 @@ def regression(approximate) -> npa.ContinuousApproximator:
     data = models.DESIGN, np.zeros(len(models.DESIGN))
     approximator = approximate(models.regression, *data, network=FLOW)
     with optimized():
-        approximator.fit(random.key(0), epochs=40, progress_bar=False)
+        approximator.fit(random.key(0), epochs=20, progress_bar=False)
     return approximator
 
 

@@ -168,6 +168,7 @@ def test_resumed_after_the_directory_was_half_made(original, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["bank"]
 
 
+@pytest.mark.verify
 def test_resumed_after_the_process_was_killed(original, tmp_path):
     script = f"""
         import os, signal

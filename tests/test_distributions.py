@@ -27,6 +27,16 @@ def batch(regression):
     return regression.posterior({"y": BATCH})
 
 
+def shapes(posterior, sample_shape):
+    """Of draws, their densities and their sites, without computing any."""
+
+    def all_of(key):
+        draws = posterior.sample(key, sample_shape)
+        return draws, posterior.log_prob(draws), posterior.sample_sites(key, sample_shape)
+
+    return jax.eval_shape(all_of, random.key(0))
+
+
 def test_shapes(one, batch):
     assert isinstance(one, npa.AmortizedPosterior) and isinstance(one, dist.Distribution)
     assert (one.batch_shape, one.event_shape) == ((), (3,))
@@ -34,10 +44,9 @@ def test_shapes(one, batch):
     assert one.support is dist.constraints.real_vector
     for posterior in (one, batch):
         for sample_shape in ((), (2, 4)):
-            draws = posterior.sample(random.key(0), sample_shape)
+            draws, log_q, sites = shapes(posterior, sample_shape)
             assert draws.shape == (*sample_shape, *posterior.batch_shape, 3)
-            assert posterior.log_prob(draws).shape == draws.shape[:-1]
-            sites = posterior.sample_sites(random.key(0), sample_shape)
+            assert log_q.shape == draws.shape[:-1]
             assert sites["intercept"].shape == draws.shape[:-1]
             assert sites["slope"].shape == (*draws.shape[:-1], 2)
             assert sites["mean"].shape == (*draws.shape[:-1], 6)
@@ -53,6 +62,7 @@ def test_draws_carry_the_density_that_they_have(batch):
         )
 
 
+@pytest.mark.verify
 def test_density_differs_from_the_sites_by_the_jacobian(regression, batch):
     draws = batch.sample(random.key(0), (40,))
     sites = batch.constrain(draws)

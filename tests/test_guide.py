@@ -75,6 +75,7 @@ def test_tuning_by_svi(guide, regression):
     jax.tree.map(np.testing.assert_array_equal, before, copies)  # the approximator stays
 
 
+@pytest.mark.verify
 def test_part_of_the_networks_or_none(regression):
     frozen = npa.AmortizedGuide(models.regression, regression, trainable=False)
     svi = SVI(models.regression, frozen, optax.adam(1e-3), Trace_ELBO())

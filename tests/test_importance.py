@@ -29,6 +29,7 @@ def result(normal_mean, data):
     return npa.importance_sample(random.key(0), normal_mean, {"y": data}, 8000)
 
 
+@pytest.mark.verify
 def test_shapes(result, normal_mean, data):
     assert result.samples["mu"].shape == result.log_weights.shape == (50, 8000)
     for values in result[2:]:

@@ -107,6 +107,7 @@ def test_log_q_is_the_density_of_the_draws(tree, hierarchy):
     np.testing.assert_allclose(flat(tree, "sample_stats", "log_q"), log_q, rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.verify
 def test_predictions_belong_to_the_draws(hierarchy):
     data = {"y": models.EFFECTS}
     tree = hierarchy.to_inference_data(random.key(2), data, num_samples=4000)
@@ -152,6 +153,7 @@ def test_draws_must_fill_the_chains(hierarchy, num_samples):
         hierarchy.to_inference_data(random.key(0), {"y": models.EFFECTS}, num_samples=num_samples)
 
 
+@pytest.mark.verify
 def test_few_draws_give_no_warning(hierarchy):
     tree = hierarchy.to_inference_data(random.key(0), {"y": models.EFFECTS}, num_samples=4)
     assert jax.tree.leaves(dict(tree["posterior"].sizes)) == [4, 1, 8]

@@ -80,6 +80,7 @@ def test_log_density_is_that_of_the_model(trained_normal):
     np.testing.assert_allclose(by_distribution, log_q, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.verify
 def test_gradient_is_that_of_finite_differences(normal):
     def total(mu):
         return normal.likelihood({"mu": mu}).log_prob(Y).sum()
@@ -89,12 +90,16 @@ def test_gradient_is_that_of_finite_differences(normal):
     np.testing.assert_allclose(jax.grad(total)(0.4), numeric, rtol=1e-2, atol=2e-2)
 
 
-def test_densities_integrate_to_one(normal, race):
+def test_density_integrates_to_one(normal):
     y = jnp.linspace(-12, 12, 4001)
     likelihood = normal.likelihood({"mu": jnp.array([-1.0, 0.5])[:, None]})
     totals = jnp.exp(likelihood.log_prob(y)).sum(-1) * (y[1] - y[0])
     np.testing.assert_allclose(totals, 1, atol=1e-3)
-    # over the choices, and the log of the times
+
+
+@pytest.mark.verify
+def test_joint_density_of_two_sites_integrates_to_one(race):
+    """Over the choices, and the log of the times."""
     latents = {"drift": 0.5, "speed": -0.3}
     log_time = jnp.linspace(-9, 9, 4001)
     total = 0.0
@@ -126,6 +131,7 @@ def test_draws_have_the_probabilities_of_their_density(poisson):
     assert (np.abs(shares - expected) < 5 * np.sqrt(0.25 / 20_000)).all()
 
 
+@pytest.mark.verify
 def test_sites_chain_in_trace_order(race):
     latents = {"drift": jnp.array([0.3, -0.2]), "speed": jnp.zeros(2)}
     choice, time = jnp.array([1, 0]), jnp.array([0.7, 1.9])

@@ -32,6 +32,7 @@ def check_normal_mean(tree, y):
     assert np.abs(draws.std(0) / sd - 1).max() < SD_ERROR
 
 
+@pytest.mark.verify
 def test_a_conjugate_model_needs_no_chains(normal_mean):
     y = np.asarray(normal_mean.source.sample(random.key(5), NUM_DATASETS)["y"])
     tree = npa.refine(random.key(0), normal_mean, {"y": y}, num_samples=NUM_SAMPLES)

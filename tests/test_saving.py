@@ -92,6 +92,7 @@ def test_every_kind_of_support(tmp_path):
     np.testing.assert_array_equal(adapter.log_det_jac(draws), loaded.log_det_jac(draws))
 
 
+@pytest.mark.verify
 def test_context_and_sizes(tmp_path):
     simulator = npa.ModelSimulator(models.normal_mean, np.zeros(8), sizes={"n": (3, 8)})
     adapter = npa.Adapter.for_posterior(simulator)
@@ -275,6 +276,7 @@ def assert_same_draws(first, second):
     assert_equal(*(a.sample(random.key(1), 5, data) for a in (first, second)))
 
 
+@pytest.mark.verify
 def test_derived_summary_networks_keep_the_defaults_they_were_saved_with(tmp_path, monkeypatch):
     approximator = trained(None)
     approximator.save(tmp_path / "saved")
@@ -284,6 +286,7 @@ def test_derived_summary_networks_keep_the_defaults_they_were_saved_with(tmp_pat
     assert_same_draws(approximator, loaded)
 
 
+@pytest.mark.verify
 def test_derived_summary_networks_saved_without_a_word(tmp_path):
     """The first files did not say what was derived; deep sets had no spreads then."""
     approximator = trained(partial(networks.DeepSet, spread=False))
@@ -460,6 +463,7 @@ def test_the_sites_of_the_model_are_checked(case, saved):
         npa.load(saved, model)
 
 
+@pytest.mark.verify
 def test_simulators_without_a_model(tmp_path):
     def simulate(rng_key):
         mu, noise = random.normal(rng_key, (2,))

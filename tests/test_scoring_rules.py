@@ -50,10 +50,10 @@ def minimized(rule, variables, size, seed=0):
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 def test_shapes_and_gradients(rule):
     outputs = random.normal(random.key(0), (7, 2, rule.num_outputs(3)))
-    estimates = rule.estimates(outputs, 3)
-    assert {n: x.shape[2:] for n, x in estimates.items()} == rule.heads(3)
-    assert rule.score(estimates, jnp.ones((7, 2, 3))).shape == (7, 2)
     truth = jnp.ones((7, 2, 3))
+    estimates = jax.eval_shape(lambda z: rule.estimates(z, 3), outputs)
+    assert {n: x.shape[2:] for n, x in estimates.items()} == rule.heads(3)
+    assert jax.eval_shape(rule.score, estimates, truth).shape == (7, 2)
     grad = jax.jit(jax.grad(lambda z: rule.score(rule.estimates(z, 3), truth).sum()))
     for at in (outputs, jnp.zeros_like(outputs)):
         assert jnp.isfinite(grad(at)).all()

@@ -87,17 +87,13 @@ def test_an_epoch_is_at_most_one_pass_over_the_bank(approximator, bank):
     assert history.num_simulations == 2 * 180
 
 
-def test_the_bank_is_not_changed(approximator, bank):
+def test_a_dataset_object_is_a_bank_that_is_not_changed(approximator, bank):
     before = jax.tree.map(np.array, bank)
-    approximator.fit(random.key(0), dataset=bank, **SHORT)
+    history = approximator.fit(random.key(0), dataset=OfflineDataset(bank), **SHORT)
+    assert np.isfinite(history.loss).all()
     assert set(before) == set(bank)
     for name, value in before.items():
         np.testing.assert_array_equal(bank[name], value)
-
-
-def test_a_dataset_object_is_a_bank(approximator, bank):
-    history = approximator.fit(random.key(0), dataset=OfflineDataset(bank), **SHORT)
-    assert np.isfinite(history.loss).all()
     history = approximator.fit(random.key(0), dataset=OnlineDataset(approximator.source), **SHORT)
     assert np.isfinite(history.loss).all()
 
@@ -147,12 +143,14 @@ def test_called_again_it_goes_on(approximator):
     assert any((a != b).any() for a, b in moved)
 
 
+@pytest.mark.verify
 def test_training_improves(approximator):
     history = approximator.fit(random.key(0), validation=200, **SHORT | {"epochs": 30})
     assert history.best_epoch == np.argmin(history.validation_loss)
     assert history.validation_loss[history.best_epoch] < history.validation_loss[0] - 0.2
 
 
+@pytest.mark.verify
 def test_the_optimizer_can_be_replaced(approximator):
     approximator.fit(random.key(0), **SHORT)
     weights = [np.array(leaf) for leaf in parameters(approximator)]
@@ -254,6 +252,7 @@ def test_undefined_simulations_online(approximate):
     assert np.isfinite(history.loss).all() and np.isfinite(history.validation_loss).all()
 
 
+@pytest.mark.verify
 def test_undefined_simulations_in_a_bank(approximate, bank):
     approximator = approximate(models.normal_mean, np.zeros(4), network=AFFINE)
     broken = bank | {"y": np.where(np.arange(200)[:, None] % 4 == 0, np.nan, bank["y"])}

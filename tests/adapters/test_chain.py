@@ -78,7 +78,9 @@ def test_inputs_of_batches(bound, draws):
     assert all(np.isfinite(value).all() for value in inputs.values())
 
 
-@pytest.mark.parametrize("batch_shape", [(), (4,), (2, 3)])
+@pytest.mark.parametrize(
+    "batch_shape", [*(pytest.param(s, marks=pytest.mark.verify) for s in ((), (4,))), (2, 3)]
+)
 def test_any_batch_axes(bound, draws, batch_shape):
     num = int(np.prod(batch_shape))
     expected = bound(first(draws, num))
@@ -97,6 +99,7 @@ def test_what_passed_a_one_way_map_is_left_out_of_the_inverse(bound, draws):
     np.testing.assert_allclose(back["dose"], draws["dose"], rtol=1e-5)
 
 
+@pytest.mark.verify
 def test_log_det_is_that_of_the_inference_variables(bound, draws):
     data = first(draws, 3)
     log_det_jac = jax.jit(bound.log_det_jac)

@@ -49,6 +49,11 @@ MATRICES = {
 }  # the last diagonal with free entries
 
 
+DTYPES = pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("float64", marks=pytest.mark.verify)]
+)
+
+
 def draws_of(constraint, shape, dtype):
     """Values well inside the support."""
     transform = biject_to(constraint)
@@ -67,7 +72,7 @@ def coordinates_of(name):
     return coordinates
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@DTYPES
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
 def test_laws_of_bounds(bounds, dtype):
     with jax.enable_x64(dtype == "float64"):
@@ -79,7 +84,7 @@ def test_laws_of_bounds(bounds, dtype):
         check_laws(adapter, {"x": x, "other": unit}, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.verify)])
+@DTYPES
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_laws_of_constraints(name, dtype):
     with jax.enable_x64(dtype == "float64"):
@@ -100,7 +105,7 @@ def test_zero_sum_is_an_isometry():
     np.testing.assert_array_equal(adapter.log_det_jac({"x": x}), np.zeros(5))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@DTYPES
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
 def test_values_on_a_bound_are_finite_and_gradients_too(bounds, dtype):
     with jax.enable_x64(dtype == "float64"):

@@ -111,6 +111,7 @@ def test_the_adapter_follows_and_says_why(sites, is_set):
     assert (words[0] in str(adapter), words[1] in str(adapter)) == (is_set, not is_set)
 
 
+@pytest.mark.verify
 def test_pairs_are_joint_members():
     simulator = npa.ModelSimulator(two_responses, np.zeros(6), np.zeros(6))
     row = npa.Adapter.for_posterior(simulator)(simulator.sample(random.key(0), 2))

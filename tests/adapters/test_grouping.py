@@ -102,6 +102,7 @@ CASES = {
 
 # those that only `make verify` runs
 OTHERS = {"short", "process", "steps of a process", "channels", "volume", "small matrix", "field"}
+OTHERS |= {"three sites"}
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,7 @@ def test_covariates_of_every_step_are_features():
     assert row["inference_conditions"].shape == (50, 1)
 
 
+@pytest.mark.verify
 def test_overrides():
     args = (np.arange(100.0), np.zeros(100))
     simulator = npa.ModelSimulator(trend, *args)
@@ -205,6 +207,7 @@ def test_wrong_overrides(options, words):
         npa.Adapter.for_posterior(simulator, **options)
 
 
+@pytest.mark.verify
 def test_series_of_varying_length_are_masked():
     def model(n, y=None):
         rho = numpyro.sample("rho", dist.Uniform(-1, 1))
@@ -224,6 +227,7 @@ def test_series_of_varying_length_are_masked():
     np.testing.assert_array_equal(inputs["summary_variables"], other["summary_variables"])
 
 
+@pytest.mark.verify
 def test_masks_of_one_site_among_several():
     def model(n, y=None, image=None):
         mu = numpyro.sample("mu", dist.Normal(0, 1))

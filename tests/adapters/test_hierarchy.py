@@ -169,6 +169,7 @@ def adapter():
     return simulator, npa.Adapter.for_posterior(simulator, hierarchical=True)
 
 
+@pytest.mark.verify
 def test_variables_are_in_the_order_of_groups(adapter):
     simulator, by_groups = adapter
     draws = simulator.sample(random.key(1), 3)

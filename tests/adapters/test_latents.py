@@ -111,7 +111,7 @@ def test_round_trip_in_double_precision():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("prior_to_normal", [True, False])
+@pytest.mark.parametrize("prior_to_normal", [True, pytest.param(False, marks=pytest.mark.verify)])
 def test_no_vector_leaves_the_support(setup, prior_to_normal):
     simulator, adapter = setup("constrained", prior_to_normal)
     size = size_of(adapter, latents_of(simulator, simulator.sample(random.key(0), NUM_DRAWS)))
@@ -122,7 +122,10 @@ def test_no_vector_leaves_the_support(setup, prior_to_normal):
 
 
 @pytest.mark.parametrize("prior_to_normal", [True, pytest.param(False, marks=pytest.mark.verify)])
-@pytest.mark.parametrize("name", ["constrained", "bounded pair", "eight schools"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("constrained", marks=pytest.mark.verify), "bounded pair", "eight schools"],
+)
 def test_log_det_is_that_of_autodiff(setup, name, prior_to_normal):
     simulator, adapter = setup(name, prior_to_normal)
     draws = latents_of(simulator, simulator.sample(random.key(4), NUM_DRAWS))
@@ -188,6 +191,7 @@ def test_support_that_depends_on_a_site_left_out():
     assert "width: not inferred: marginalized by simulation" in str(adapter)
 
 
+@pytest.mark.verify
 def test_prior_that_depends_on_a_site_left_out_goes_by_its_support():
     simulator = npa.ModelSimulator(models.eight_schools, models.SIGMA, models.EFFECTS)
     adapter = npa.Adapter.for_posterior(simulator, sites=("theta",))

@@ -91,7 +91,13 @@ def test_log_prob_shapes(regression):
     assert scalar.shape == ()
 
 
-@pytest.mark.parametrize("name, y", [("regression", BATCH), ("hierarchy", np.ones((3, 8)))])
+@pytest.mark.parametrize(
+    "name, y",
+    [
+        ("regression", BATCH),
+        pytest.param("hierarchy", np.ones((3, 8)), marks=pytest.mark.verify),
+    ],
+)
 def test_draws_come_with_their_density(request, name, y):
     approximator = request.getfixturevalue(name)
     draws, log_q = approximator.sample_and_log_prob(random.key(0), 50, {"y": y})
@@ -102,6 +108,7 @@ def test_draws_come_with_their_density(request, name, y):
     assert np.quantile(error, 0.95) < 2e-3
 
 
+@pytest.mark.verify
 def test_draws_stay_in_their_supports(constrained):
     draws = constrained.sample(random.key(0), 25_000, {"y": np.zeros((4, 4))})
     latents = {name: draws[name] for name in constrained.inferred_sites}

@@ -60,6 +60,7 @@ def ensemble(simulator):
     return approximator
 
 
+@pytest.mark.verify
 def test_density_of_the_mixture_is_that_of_its_draws_and_integrates_to_one(ensemble):
     mu = np.linspace(-6, 6, 1001, dtype=np.float32)
     data = {"mu": np.tile(mu, (2, 1)), **CONDITIONS}
@@ -80,6 +81,7 @@ def test_density_of_the_mixture_is_that_of_its_draws_and_integrates_to_one(ensem
     assert np.abs(found - exact).max() < 2 / 4001**0.5
 
 
+@pytest.mark.verify
 def test_members_apart(ensemble):
     one = {"y": CONDITIONS["y"][0]}
     draws = ensemble.sample(random.key(1), 3, one, merge_members=False)
@@ -177,6 +179,7 @@ def test_stacking_recovers_the_weights_of_a_mixture():
     np.testing.assert_allclose(stacking(jnp.asarray(log_densities)), [0.3, 0.7, 0], atol=0.015)
 
 
+@pytest.mark.verify
 def test_a_spoilt_member_has_no_weight(ensemble, simulator):
     bank = simulator.sample(random.key(7), 500)
     weights = ensemble.stacking_weights(bank)

@@ -65,6 +65,7 @@ def test_it_says_what_it_does(groups):
     assert "CouplingFlow for the globals" in said and "hierarchical=False" in said
 
 
+@pytest.mark.verify
 def test_draws_have_the_density_that_comes_with_them(groups):
     draws, log_q = groups.sample_and_log_prob(random.key(1), 7, data(20, 2))
     assert {n: x.shape for n, x in draws.items()} == {

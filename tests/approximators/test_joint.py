@@ -22,6 +22,7 @@ def joint_of(model, *args, inferred, **kwargs):
     return JointDensity(npa.ModelSimulator(model, *args, **kwargs), inferred)
 
 
+@pytest.mark.verify
 def test_as_numpyro():
     simulator = npa.ModelSimulator(models.constrained, np.zeros(4))
     draw = jax.jit(simulator.simulate)(random.key(0))
@@ -61,7 +62,8 @@ def mixture_log_density(mu, y):
     )
 
 
-@pytest.mark.parametrize("n", [4, 14])  # all 486 combinations at once, and member by member
+# all 486 combinations at once, and member by member
+@pytest.mark.parametrize("n", [4, pytest.param(14, marks=pytest.mark.verify)])
 def test_discrete_latents_are_summed_out(n):
     joint = joint_of(mixture, Y[:n], inferred=("mu",))
     for mu in (-1.0, 0.4):

@@ -15,7 +15,7 @@ from numpyro_amortized.networks import MLP
 from tests.conftest import SETS, optimized
 
 SIZE = 10
-FIT = {"epochs": 20, "num_batches": 100, "batch_size": 256, "progress_bar": False}
+FIT = {"epochs": 10, "num_batches": 100, "batch_size": 256, "progress_bar": False}
 
 
 def null(y):
@@ -95,6 +95,7 @@ def test_what_is_a_set_in_one_model_alone_is_conditioned_on_as_numbers():
     assert row["inference_conditions"].shape == (SIZE,) and "summary_variables" not in row
 
 
+@pytest.mark.verify
 def test_functions_need_an_adapter():
     def one(rng_key):
         return {"x": random.normal(rng_key, (3,))}

@@ -12,6 +12,7 @@ from scipy import stats
 
 from benchmarks.c2st import c2st
 from tests import models
+from tests.conftest import optimized
 
 NUM_SETS, NUM_DRAWS = 500, 399
 
@@ -30,7 +31,8 @@ def prior_predictive(normal_mean, regression):
         )
         return (*vectors, np.asarray(truth["y"]))
 
-    return {"normal_mean": simulate(normal_mean), "regression": simulate(regression)}
+    with optimized():
+        return {"normal_mean": simulate(normal_mean), "regression": simulate(regression)}
 
 
 def exact(name, y) -> models.Gaussian:

@@ -40,7 +40,7 @@ def estimator():
         subnet=partial(MLP, widths=(64, 64)),
     )
     with optimized():
-        approximator.fit(random.key(0), epochs=40, progress_bar=False)
+        approximator.fit(random.key(0), epochs=20, progress_bar=False)
     return approximator
 
 
@@ -107,6 +107,7 @@ def test_posterior_of_a_mixture():
     np.testing.assert_allclose(log_q, posterior.log_prob(vector) - jnp.log(rate), atol=1e-4)
 
 
+@pytest.mark.verify
 def test_without_a_parametric_rule_there_is_no_density():
     simulator = npa.ModelSimulator(log_normal, 0.0)
     approximator = npa.ScoringRuleApproximator(

@@ -72,6 +72,7 @@ def test_data_dependent_quantities_see_a_posterior_that_ignores_the_data():
     assert corrected(right)["residual"] > 0.01
 
 
+@pytest.mark.verify
 def test_chunks_cover_every_data_set():
     """An odd number of data sets, in chunks, of a quantity with a shape of its own."""
     tree = simulation_based_calibration(

@@ -83,6 +83,7 @@ def test_a_browser_shows_every_picture(written, tmp_path):
     assert "<title>9 loaded</title>" in shown.stdout
 
 
+@pytest.mark.verify
 def test_verdicts_of_a_narrow_posterior(tmp_path, capsys):
     path = tmp_path / "report.html"
     result = report(

@@ -36,6 +36,7 @@ def test_simulations_by_batches(normal_mean):
     assert weights.sizes["dataset"] == 7 and np.isfinite(weights["log_evidence"]).all()
 
 
+@pytest.mark.verify
 def test_picture(normal_mean):
     weights = importance_weights(random.key(0), normal_mean, num_datasets=5, num_samples=200)
     collection = plot_pareto_k(weights, backend="matplotlib")

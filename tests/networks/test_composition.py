@@ -43,7 +43,9 @@ def exactly_composed(y, chunk_size):
     return Composed(prior, groups, len(chunks))
 
 
-@pytest.mark.parametrize("num_groups, chunk_size", [(1000, 100), (10, 5)])
+@pytest.mark.parametrize(
+    "num_groups, chunk_size", [pytest.param(1000, 100, marks=pytest.mark.verify), (10, 5)]
+)
 def test_normal_posteriors_compose_exactly(num_groups, chunk_size):
     y = random.normal(random.key(0), (num_groups, 2)) @ jnp.linalg.cholesky(NOISE).T + 0.5
 

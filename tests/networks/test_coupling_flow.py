@@ -49,12 +49,14 @@ class Compiled(NamedTuple):
     transport: Callable
 
 
-@pytest.fixture(scope="module", params=FLOWS)
+@pytest.fixture(scope="module", params=["spline", pytest.param("affine", marks=pytest.mark.verify)])
 def kind(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.verify), 3])
+@pytest.fixture(
+    scope="module", params=[*(pytest.param(n, marks=pytest.mark.verify) for n in (1, 2)), 3]
+)
 def size(request):
     return request.param
 

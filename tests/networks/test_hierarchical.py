@@ -52,6 +52,7 @@ def context_of(summary, arrays, masks=None):
     return jnp.concatenate([jnp.ones((batch, CONDITIONS)), summary(arrays, masks)], axis=-1)
 
 
+@pytest.mark.verify
 def test_the_density_is_the_product_of_its_factors(networks):
     summary, density = networks
     arrays, variables = data(NUM_GROUPS)
@@ -81,6 +82,7 @@ def test_draws_have_the_density_in_chunks_too(networks, monkeypatch):
         np.testing.assert_allclose(repeated[:, 0], log_q, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.verify
 def test_absent_groups_have_no_part(networks):
     summary, density = networks
     arrays, variables = data(NUM_GROUPS)
@@ -126,6 +128,7 @@ def test_the_loss_is_that_of_both_factors(networks):
     assert (jnp.abs(losses.mean(0) - expected) < 5 * error + 1e-4).all()
 
 
+@pytest.mark.verify
 def test_groups_are_encoded_in_chunks_alike(networks, monkeypatch):
     summary, _ = networks
     arrays, _ = data(NUM_GROUPS)

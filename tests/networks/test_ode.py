@@ -34,7 +34,11 @@ def test_error_falls_with_the_order(scheme, order, grading):
     np.testing.assert_allclose(np.log2(coarse / fine), order, atol=0.2)
 
 
-@pytest.mark.parametrize("solver", [FixedStep(), Adaptive()], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize(
+    "solver",
+    [FixedStep(), pytest.param(Adaptive(), marks=pytest.mark.verify)],
+    ids=["fixed", "adaptive"],
+)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_solution_and_its_gradient(solver, reverse):
     if isinstance(solver, Adaptive):

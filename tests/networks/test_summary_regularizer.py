@@ -67,6 +67,7 @@ def test_descent_makes_summaries_normal():
     np.testing.assert_allclose(x.std(0), 1, atol=0.25)
 
 
+@pytest.mark.verify
 def test_equal_summaries_have_finite_gradients():
     assert jnp.isfinite(jax.grad(mmd_to_normal)(jnp.ones((5, 3)))).all()
 

@@ -87,6 +87,7 @@ def test_sizes_are_simulated_one_by_one_where_padding_is_wrong(model):
     assert "one by one" in str(npa.Adapter.for_posterior(simulator))
 
 
+@pytest.mark.verify
 def test_the_prior_of_each_size_is_right():
     simulator = npa.ModelSimulator(prior_knows_size, observed=("x",), sizes={"n": (4, 64)})
     draws = simulator.sample(random.key(1), 16_000)

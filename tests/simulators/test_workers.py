@@ -67,6 +67,7 @@ def test_the_failed_simulation_is_named(workers):
     assert caught.value.__notes__ == ["Simulation 5 failed in function 'unstable'."]
 
 
+@pytest.mark.verify
 def test_errors_that_cannot_be_pickled_surface():
     class SolverError(Exception):
         def __init__(self, step, size):
@@ -85,6 +86,7 @@ def test_ragged_outputs_of_different_workers_are_named(two_workers):
         simulator.sample(random.key(0), 8, **two_workers)
 
 
+@pytest.mark.verify
 def test_different_entries_of_different_workers_are_named(two_workers):
     counter = LambdaSimulator(lambda shape, rng: {"n": np.arange(shape[0]) // 4}, is_batched=True)
     simulator = SequentialSimulator([counter, lambda n, rng: {"b": 1} if n else {"a": 1}])
@@ -105,6 +107,7 @@ def test_numbers_of_workers_are_checked(workers):
         make_sequence().sample(random.key(0), 4, workers=workers)
 
 
+@pytest.mark.verify
 def test_dask_cluster():
     distributed = pytest.importorskip("distributed")
     simulator = make_sequence()
