@@ -19,7 +19,13 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        "masked",
+        *(pytest.param(name, marks=pytest.mark.verify) for name in MODELS if name != "masked"),
+    ],
+)
 def moved(request):
     """Values before and after fifty moves."""
     simulator = npa.ModelSimulator(*MODELS[request.param])

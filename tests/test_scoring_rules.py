@@ -88,6 +88,7 @@ def test_the_least_crps_is_at_the_midpoint_quantiles():
     np.testing.assert_allclose(np.sort(found[:, 0]), expected, atol=0.02)
 
 
+@pytest.mark.verify
 def test_the_energy_score_is_least_at_the_truth():
     truth = np.array([[0.0, 0.0], [2.0, 1.0], [-1.0, 2.0]])
     found = minimized(scoring_rules.EnergyScore(3), jnp.asarray(truth), 2)["points"]

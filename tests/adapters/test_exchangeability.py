@@ -100,7 +100,9 @@ def test_sets(model, args, sites, expected):
     assert all(words in reason for reason in explained)
 
 
-@pytest.mark.parametrize("sites, is_set", [(None, False), (("mu", "tau"), True)])
+@pytest.mark.parametrize(
+    "sites, is_set", [pytest.param(None, False, marks=pytest.mark.verify), (("mu", "tau"), True)]
+)
 def test_the_adapter_follows_and_says_why(sites, is_set):
     simulator = npa.ModelSimulator(models.eight_schools, EQUAL, models.EFFECTS)
     adapter = npa.Adapter.for_posterior(simulator, sites=sites)

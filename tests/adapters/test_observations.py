@@ -37,7 +37,7 @@ def simulator():
     return npa.ModelSimulator(zoo, 5, observed=list(KINDS))
 
 
-@pytest.fixture(scope="module", params=["set", "numbers"])
+@pytest.fixture(scope="module", params=[pytest.param("set", marks=pytest.mark.verify), "numbers"])
 def inputs_of(request, simulator):
     """Values ``(num, 5)`` of each kind to their inputs, of the same shape."""
     sets = None if request.param == "set" else dict.fromkeys(KINDS)

@@ -24,7 +24,17 @@ FAMILIES = [
     (dist.Laplace(0.0, 2.0), stats.laplace(0, 2)),
     (dist.Logistic(0.0, 2.0), stats.logistic(0, 2)),
 ]
-BOTH = pytest.mark.parametrize("ours, reference", FAMILIES, ids=lambda d: type(d).__name__)
+# Values are compared for all; of the laws, those of a bounded, a heavy-tailed and an exact map.
+FEW = {dist.Uniform, dist.HalfCauchy, dist.LogNormal}
+EVERY = pytest.mark.parametrize("ours, reference", FAMILIES, ids=lambda d: type(d).__name__)
+LAWS = pytest.mark.parametrize(
+    "ours, reference",
+    [
+        pair if type(pair[0]) in FEW else pytest.param(*pair, marks=pytest.mark.verify)
+        for pair in FAMILIES
+    ],
+    ids=lambda d: type(d).__name__,
+)
 
 
 def test_every_family_is_tested():
@@ -36,7 +46,7 @@ def test_every_family_is_tested():
     assert not has_quantiles(dist.TruncatedNormal(0.0, 1.0, low=0.0))
 
 
-@BOTH
+@EVERY
 def test_values_are_those_of_scipy_in_both_tails(ours, reference):
     z = np.linspace(-6, 6, 49)  # probabilities down to 1e-9
     expected = np.where(z < 0, reference.ppf(stats.norm.cdf(z)), reference.isf(stats.norm.sf(z)))
@@ -45,7 +55,7 @@ def test_values_are_those_of_scipy_in_both_tails(ours, reference):
     np.testing.assert_allclose(x, expected, rtol=2e-4, atol=2e-5 * scale)
 
 
-@BOTH
+@LAWS
 def test_round_trip_of_normal_values(ours, reference):
     z = jnp.linspace(-4.5, 4.5, 181)
     x = from_normal(ours, z)
@@ -56,14 +66,14 @@ def test_round_trip_of_normal_values(ours, reference):
     assert (jnp.abs(back - z) <= 1e-4 * (1 + jnp.abs(z)) + 4 * resolution).all()
 
 
-@BOTH
+@LAWS
 def test_round_trip_of_own_values(ours, reference):
     x = jnp.asarray(reference.ppf(np.linspace(1e-4, 1 - 1e-4, 201)), jnp.float32)
     again = from_normal(ours, to_normal(ours, x)[0])
     np.testing.assert_allclose(again, x, rtol=1e-4, atol=1e-4)
 
 
-@BOTH
+@LAWS
 def test_log_slope_is_that_of_autodiff(ours, reference):
     with jax.enable_x64(True):
         ours = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), ours)
@@ -73,7 +83,7 @@ def test_log_slope_is_that_of_autodiff(ours, reference):
 
 
 @pytest.mark.verify
-@BOTH
+@LAWS
 def test_float64_round_trip(ours, reference):
     with jax.enable_x64(True):
         ours = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), ours)
@@ -82,7 +92,7 @@ def test_float64_round_trip(ours, reference):
         assert (error <= 1e-10 * (1 + jnp.abs(x))).all()
 
 
-@BOTH
+@LAWS
 def test_in_the_support_for_every_value(ours, reference):
     z = jnp.concatenate([jnp.linspace(-40, 40, 801), jnp.array([-1e4, 1e4])])
     if isinstance(ours, dist.LogNormal):
@@ -91,7 +101,7 @@ def test_in_the_support_for_every_value(ours, reference):
     assert jnp.isfinite(x).all() and bool(ours.support(x).all())
 
 
-@BOTH
+@LAWS
 def test_densities_and_gradients_are_finite(ours, reference):
     z = jnp.linspace(-8, 8, 129)  # zero is among them
     x, slope = jax.vmap(jax.value_and_grad(lambda z: from_normal(ours, z)))(z)

@@ -110,6 +110,7 @@ def test_one_dimensional_density_integrates_to_one(kind):
     assert abs(float(density @ weights) - 1) < 2e-3  # the trapezoid's error at kinks
 
 
+@pytest.mark.verify
 def test_two_dimensional_density_integrates_to_one(kind):
     x, weights = sinh_grid(401)
     grid = jnp.stack(jnp.meshgrid(*2 * [jnp.asarray(x, jnp.float32)], indexing="ij"), axis=-1)

@@ -96,9 +96,9 @@ def test_no_parameter_value_overflows(transform):
     )
     x = random.normal(random.key(5), (200,))
     for function in (transform.forward, transform.inverse):
-        total = jax.jit(jax.grad(lambda p, x, f=function: sum(f(p, x)).sum(), argnums=(0, 1)))
-        values = jax.jit(function)(params, x)
-        assert all(bool(jnp.isfinite(v).all()) for v in (*values, *total(params, x)))
+        values, pullback = jax.vjp(jax.jit(function), params, x)
+        gradients = pullback(tuple(map(jnp.ones_like, values)))
+        assert all(bool(jnp.isfinite(v).all()) for v in (*values, *gradients))
 
 
 def test_double_precision_round_trip(transform):
