@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Approximators that are trained once and shared by the tests."""
 
+import gc
 import os
 import re
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(cache.cleanup)
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    gc.set_threshold(100_000, 50, 100)  # what is traced lives on: looking it over is in vain
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -41,6 +41,7 @@ def test_shapes(result, normal_mean, data):
     assert one.resample(random.key(1), 7)["mu"].shape == (7,)
 
 
+@pytest.mark.verify
 def test_a_second_call_compiles_nothing(normal_mean, data, compilations):
     first = npa.importance_sample(random.key(0), normal_mean, {"y": data[:3]}, 400)
     first.resample(random.key(1), 20)

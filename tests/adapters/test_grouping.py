@@ -101,8 +101,18 @@ CASES = {
 }
 
 # those that only `make verify` runs
-OTHERS = {"short", "process", "steps of a process", "channels", "volume", "small matrix", "field"}
-OTHERS |= {"three sites"}
+OTHERS = {
+    "short",
+    "process",
+    "steps of a process",
+    "channels",
+    "volume",
+    "small matrix",
+    "field",
+    "three sites",
+    "panel",
+    "state space",
+}
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,7 @@ def test_the_order_of_groups_does_not_matter(networks):
     )
 
 
+@pytest.mark.verify
 def test_the_loss_is_that_of_both_factors(networks):
     """On average over the groups chosen: globals, and the mean of the groups."""
     summary, density = networks
