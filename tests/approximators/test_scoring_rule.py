@@ -44,6 +44,7 @@ def estimator():
     return approximator
 
 
+@pytest.mark.verify
 def test_estimates_are_those_of_the_log_normal_posterior(estimator):
     y = np.linspace(-1.5, 1.5, 41)
     exact = stats.lognorm(s=0.2**0.5, scale=np.exp(0.8 * y))
@@ -64,6 +65,7 @@ def test_estimates_are_those_of_the_log_normal_posterior(estimator):
     assert error.mean() < 0.08, error.mean()
 
 
+@pytest.mark.verify
 def test_groups_and_shapes(estimator):
     by_site = estimator.estimate({"y": 0.3})
     by_score = estimator.estimate({"y": 0.3}, groupby="score")
@@ -73,6 +75,7 @@ def test_groups_and_shapes(estimator):
         estimator.estimate({"y": 0.3}, groupby="head")
 
 
+@pytest.mark.verify
 def test_draws_and_densities_are_those_of_the_log_normal_posterior(estimator):
     y = np.linspace(-1.5, 1.5, 11)
     mean, sd = 0.8 * y, 0.2**0.5
@@ -107,7 +110,6 @@ def test_posterior_of_a_mixture():
     np.testing.assert_allclose(log_q, posterior.log_prob(vector) - jnp.log(rate), atol=1e-4)
 
 
-@pytest.mark.verify
 def test_without_a_parametric_rule_there_is_no_density():
     simulator = npa.ModelSimulator(log_normal, 0.0)
     approximator = npa.ScoringRuleApproximator(

@@ -82,6 +82,7 @@ def variance(factor):
     return (factor**2 - 1) ** 2 / 2
 
 
+@pytest.mark.verify
 def test_it_is_zero_at_the_exact_posterior_alone(exact):
     far = {"y": np.linspace(10, 20, NUM_DATASETS)}
     assert 0 <= loss_of(exact, 1.0) < 1e-9

@@ -56,7 +56,7 @@ def approximator_of(case, **options):
             networks.Convolution,
             ["Convolution(num_spatial_dims=2), the default for an image"],
         ),
-        (
+        pytest.param(
             "three",
             networks.Fusion,
             [
@@ -65,6 +65,7 @@ def approximator_of(case, **options):
                 "series: GRU(kernel_size=3), the default for a time series",
                 "image: Convolution(num_spatial_dims=2), the default for an image",
             ],
+            marks=pytest.mark.verify,
         ),
     ],
 )

@@ -94,6 +94,7 @@ def held_out(normal_mean):
     return normal_mean.source.sample(random.key(9), 500)
 
 
+@pytest.mark.verify
 def test_a_trained_approximator_passes_within_seconds(normal_mean, held_out):
     start = time.perf_counter()
     tree = simulation_based_calibration(random.key(2), normal_mean)

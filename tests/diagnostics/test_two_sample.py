@@ -40,6 +40,7 @@ def test_p_values_of_mmd_are_uniform():
     assert abs(np.mean(np.array(p_values) <= 0.1) - 0.1) < 0.09
 
 
+@pytest.mark.verify
 def test_c2st_tells_distributions_apart():
     assert abs(c2st(NORMAL, OTHER) - 0.5) < 3 * 0.5 / np.sqrt(400)
     assert c2st(NORMAL, OTHER + 10) > 0.99

@@ -130,6 +130,7 @@ def test_draws_follow_the_density(kind):
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
+@pytest.mark.verify
 def test_sample_is_a_function_of_the_key(kind):
     flow, contexts = compiled(kind, 2), jnp.tile(CONTEXT, (5, 1))
     draw = jax.jit(flow.flow.sample_and_log_prob)

@@ -36,7 +36,7 @@ def test_total_probability_is_one():
 
 
 @pytest.mark.parametrize(
-    "part", [Category(4), pytest.param(COUNT, marks=pytest.mark.verify), Count(-2.0, 5.0, 1.0, 2.0)]
+    "part", [Category(4), COUNT, pytest.param(Count(-2.0, 5.0, 1.0, 2.0), marks=pytest.mark.verify)]
 )
 def test_draws_have_the_probabilities(part):
     network = mixed(part)

@@ -75,6 +75,7 @@ def test_a_plate_sized_by_the_data():
     assert simulator.at_size(7).sites["x"].shape == (7,)
 
 
+@pytest.mark.verify
 @pytest.mark.parametrize(
     "model", [prior_knows_size, pytest.param(exchangeable_vector, marks=pytest.mark.verify)]
 )
