@@ -54,6 +54,7 @@ def log_evidence():
     return stats.multivariate_normal(X[:, 0], covariance).logpdf(Y)
 
 
+@pytest.mark.verify
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO, RenyiELBO])
 def test_elbos_are_just_below_the_evidence(guide, elbo):
     assert isinstance(guide, AutoGuide)

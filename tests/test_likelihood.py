@@ -149,6 +149,7 @@ def test_sites_chain_in_trace_order(race):
         race.likelihood({"drift": 0.1})
 
 
+@pytest.mark.verify
 def test_predictive_and_log_likelihood(normal):
     model = partial(observations.learned_normal, normal)
     draws = {"mu": jnp.linspace(-1, 1, 6)}

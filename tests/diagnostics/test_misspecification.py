@@ -48,6 +48,7 @@ def test_summary_mmd_tells_distributions_apart():
     np.testing.assert_allclose(summary_mmd(random.key(0), reference, usual + 6)["p_value"], 1 / 501)
 
 
+@pytest.mark.verify
 def test_an_observation_far_outside_is_found(normal_mean):
     """Ten values of scale 1 around a mean that is rarely above 3; then of mean 30."""
     usual = normal_mean.source.sample(random.key(3), 4)["y"]
