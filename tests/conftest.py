@@ -4,7 +4,7 @@
 import gc
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -93,6 +93,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def _optimize(enabled: bool) -> None:
     jax.config.update("jax_disable_most_optimizations", not enabled)
+
+
+def others_verified(cases: Iterable[Any], always: Container[Any]) -> list[Any]:
+    """Parameters: the cases of ``always`` for `make test` too, the others for `make verify`."""
+    verified = pytest.mark.verify
+    return [case if case in always else pytest.param(case, marks=verified) for case in cases]
 
 
 @contextmanager

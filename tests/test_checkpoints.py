@@ -25,6 +25,7 @@ from numpyro_amortized.datasets import OfflineDataset, OnlineDataset
 from numpyro_amortized.disk import DiskDataset, to_disk
 from numpyro_amortized.streamed import HostDataset
 from numpyro_amortized.training import train
+from tests.conftest import others_verified
 from tests.interrupted import fit, parameters, untrained
 from tests.test_datasets import Line, Points, squared
 
@@ -116,10 +117,7 @@ DATASETS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.verify) if n in ("disk", "host") else n for n in DATASETS],
-)
+@pytest.mark.parametrize("name", others_verified(DATASETS, {"online", "bank", "disk, held out"}))
 def test_a_run_that_was_cut_off_twice(name, on_disk, tmp_path):
     expected = run(DATASETS[name](on_disk))
     # a crash before the checkpoint of an epoch loses that epoch

@@ -53,7 +53,7 @@ def test_shapes(one, batch):
 
 
 def test_draws_carry_the_density_that_they_have(batch):
-    for posterior in (batch.expand([2, 3]), batch.to_event(1).mask(True)):
+    for posterior in (batch, batch.expand([2, 3]), batch.to_event(1), batch.mask(True)):
         draws, carried = posterior.sample_with_intermediates(random.key(0), (4,))
         expected = posterior.log_prob(draws)
         assert expected.shape == (4, *posterior.batch_shape)

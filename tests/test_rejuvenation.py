@@ -10,6 +10,7 @@ from scipy import stats
 import numpyro_amortized as npa
 from numpyro_amortized.rejuvenation import Rejuvenation, has_density
 from tests import models
+from tests.conftest import others_verified
 
 NUM = 4000
 MODELS = {
@@ -19,13 +20,7 @@ MODELS = {
 }
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "masked",
-        *(pytest.param(name, marks=pytest.mark.verify) for name in MODELS if name != "masked"),
-    ],
-)
+@pytest.fixture(scope="module", params=others_verified(MODELS, {"masked"}))
 def moved(request):
     """Values before and after fifty moves."""
     simulator = npa.ModelSimulator(*MODELS[request.param])

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 import numpyro_amortized as npa
 from numpyro_amortized.adapters.summarized import Structure
 from tests import models
+from tests.conftest import others_verified
 
 SET, SERIES, IMAGE, *_ = Structure
 
@@ -115,9 +116,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=pytest.mark.verify) if c in OTHERS else c for c in CASES]
-)
+@pytest.mark.parametrize("case", others_verified(CASES, CASES.keys() - OTHERS))
 def test_structures(case):
     model, args, sites, structures, shapes = CASES[case]
     simulator = npa.ModelSimulator(model, *args)

@@ -16,6 +16,7 @@ from jax import random
 
 import numpyro_amortized as npa
 from tests import models
+from tests.conftest import others_verified
 
 NUM_DRAWS = 2000  # as many as an adapter's pilots, whose program then serves again
 MODELS = {
@@ -24,6 +25,9 @@ MODELS = {
     "eight schools": (models.eight_schools, (models.SIGMA, models.EFFECTS)),
     "autoregression": (models.autoregression, (np.zeros(6),)),
 }
+
+
+PRIORS = pytest.mark.parametrize("prior_to_normal", others_verified((True, False), {True}))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,7 @@ def check_support(simulator, latents):
     assert outside == dict.fromkeys(latents, 0)
 
 
-@pytest.mark.parametrize("prior_to_normal", [True, pytest.param(False, marks=pytest.mark.verify)])
+@PRIORS
 @pytest.mark.parametrize("name", MODELS)
 def test_round_trip(setup, name, prior_to_normal):
     simulator, adapter = setup(name, prior_to_normal)
@@ -111,7 +115,7 @@ def test_round_trip_in_double_precision():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("prior_to_normal", [True, pytest.param(False, marks=pytest.mark.verify)])
+@PRIORS
 def test_no_vector_leaves_the_support(setup, prior_to_normal):
     simulator, adapter = setup("constrained", prior_to_normal)
     size = size_of(adapter, latents_of(simulator, simulator.sample(random.key(0), NUM_DRAWS)))
@@ -121,7 +125,7 @@ def test_no_vector_leaves_the_support(setup, prior_to_normal):
     check_support(simulator, latents)
 
 
-@pytest.mark.parametrize("prior_to_normal", [True, pytest.param(False, marks=pytest.mark.verify)])
+@PRIORS
 @pytest.mark.parametrize(
     "name",
     [pytest.param("constrained", marks=pytest.mark.verify), "bounded pair", "eight schools"],

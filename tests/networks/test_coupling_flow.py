@@ -14,6 +14,7 @@ from jax import random
 from scipy import stats
 
 from numpyro_amortized.networks import Affine, CouplingFlow, Spline
+from tests.conftest import others_verified
 from tests.networks.laws import (
     check_context_broadcasts,
     check_eager_and_vectorized,
@@ -49,14 +50,12 @@ class Compiled(NamedTuple):
     transport: Callable
 
 
-@pytest.fixture(scope="module", params=["spline", pytest.param("affine", marks=pytest.mark.verify)])
+@pytest.fixture(scope="module", params=others_verified(FLOWS, {"spline"}))
 def kind(request):
     return request.param
 
 
-@pytest.fixture(
-    scope="module", params=[*(pytest.param(n, marks=pytest.mark.verify) for n in (1, 2)), 3]
-)
+@pytest.fixture(scope="module", params=others_verified((1, 2, 3), {3}))
 def size(request):
     return request.param
 

@@ -23,6 +23,7 @@ from numpyro_amortized.networks.masks import fill
 from numpyro_amortized.networks.set_transformer import SetTransformer
 from numpyro_amortized.networks.time_embeddings import Sinusoidal, Time2Vec
 from numpyro_amortized.networks.time_series_transformer import TimeSeriesTransformer
+from tests.conftest import others_verified
 
 
 @pytest.fixture
@@ -176,10 +177,7 @@ def compiled(name: str) -> Case:
 ALIKE = {"gru", "image"}
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(n, marks=pytest.mark.verify) if n in ALIKE else n for n in NETWORKS],
-)
+@pytest.fixture(scope="module", params=others_verified(NETWORKS, NETWORKS.keys() - ALIKE))
 def case(request) -> Case:
     return compiled(request.param)
 

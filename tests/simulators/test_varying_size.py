@@ -76,9 +76,7 @@ def test_a_plate_sized_by_the_data():
 
 
 @pytest.mark.verify
-@pytest.mark.parametrize(
-    "model", [prior_knows_size, pytest.param(exchangeable_vector, marks=pytest.mark.verify)]
-)
+@pytest.mark.parametrize("model", [prior_knows_size, exchangeable_vector])
 def test_sizes_are_simulated_one_by_one_where_padding_is_wrong(model):
     simulator = npa.ModelSimulator(model, observed=("x",), sizes={"n": (4, 64)})
     varying = simulator.varying_size

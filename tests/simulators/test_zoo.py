@@ -10,6 +10,7 @@ from jax import random
 
 import numpyro_amortized as npa
 from numpyro_amortized.simulators import ModelSimulator
+from tests.conftest import others_verified
 from tests.zoo import DATA_AS_COVARIATES, ZOO
 
 NUM_DRAWS = 200
@@ -126,9 +127,7 @@ def test_roles_shapes_and_plates(name):
     assert [*found.items()] == [*SITES[name].items()]
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.verify) for n in ZOO]
-)
+@pytest.mark.parametrize("name", others_verified(ZOO, FEW))
 def test_simulations(name):
     draws = draws_of(name)
     for site in simulator_of(name).sites.values():
