@@ -121,6 +121,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    # brief runs take longer to compile than to compute
+    jax.config.update("jax_disable_most_optimizations", options.fast)
     fit_key, data_key, sample_key, new_key, nuts_key = random.split(random.key(options.seed), 5)
 
     simulator = npa.ModelSimulator(

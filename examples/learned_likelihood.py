@@ -162,6 +162,8 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    # brief runs take longer to compile than to compute
+    jax.config.update("jax_disable_most_optimizations", options.fast)
     fit_key, learned_key, exact_key = random.split(random.key(options.seed), 3)
 
     simulator = npa.ModelSimulator(simulated, 8, observed=("choice", "time"))

@@ -11,6 +11,7 @@ data sets that the models simulate.
 import argparse
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -139,12 +140,14 @@ def main(arguments: list[str] | None = None) -> dict[str, np.ndarray]:
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    # brief runs take longer to compile than to compute
+    jax.config.update("jax_disable_most_optimizations", options.fast)
     fit_key, bank_key = random.split(random.key(options.seed))
 
     approximator = npa.ModelComparisonApproximator(MODELS)
     print(approximator)
-    # counts are slow to draw, so each is seen more than once
-    bank = approximator.source.sample(bank_key, 1000 if options.fast else 60_000)
+    # counts are slow to draw, so each is seen more than once; 2,000 are the pilots' program
+    bank = approximator.source.sample(bank_key, 2000 if options.fast else 60_000)
     num_held_out = 20 if options.fast else 300
     simulated = np.asarray(bank["deaths"][:num_held_out])
     rest = {name: value[num_held_out:] for name, value in bank.items()}

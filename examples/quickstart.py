@@ -7,6 +7,7 @@
 import argparse
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -105,12 +106,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    # brief runs take longer to compile than to compute
+    jax.config.update("jax_disable_most_optimizations", options.fast)
     fit_key, sample_key, data_key, nuts_key = random.split(random.key(options.seed), 4)
     num_samples = 1000 if options.fast else 20_000
 
     approximator = npa.amortize(eight_schools, sigma=STANDARD_ERRORS, y=EFFECTS)
     print(approximator)
-    approximator.fit(fit_key, epochs=2 if options.fast else 75)
+    epochs, num_batches = (1, 20) if options.fast else (75, 100)
+    approximator.fit(fit_key, epochs=epochs, num_batches=num_batches)
     samples = approximator.sample(sample_key, num_samples, {"y": EFFECTS})
     mcmc = nuts(nuts_key, 1000, num_chains=1) if options.fast else nuts(nuts_key, 5000)
 

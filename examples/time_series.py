@@ -10,6 +10,7 @@ The states are marginalized by simulating them. NUTS on all hundred states is th
 import argparse
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -114,6 +115,8 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    # brief runs take longer to compile than to compute
+    jax.config.update("jax_disable_most_optimizations", options.fast)
     fit_key, sample_key, nuts_key = random.split(random.key(options.seed), 3)
 
     simulator = npa.ModelSimulator(volatility, jnp.zeros(NUM_STEPS))

@@ -90,7 +90,7 @@ def regression_guide():
 def test_tuning_makes_weights_of_unusual_data_trustworthy(regression_guide):
     """Intercept and slopes are four prior standard deviations off, where nothing was learned.
 
-    k-hats after tuning were between 0.26 and 0.57, as trainings and keys fell.
+    k-hats after tuning were 0.47, 0.39 and 0.47; after half as many steps 0.35, 0.60 and 0.68.
     """
     ends = []
     for seed in range(3):
@@ -101,7 +101,7 @@ def test_tuning_makes_weights_of_unusual_data_trustworthy(regression_guide):
         draws = rng.multivariate_normal(exact.mean, exact.covariance, NUM_DRAWS)
         reference = draws, ("intercept", "slope")
         before = judged(regression_guide, {}, *reference, **data)
-        params = tuned(regression_guide, peak=1e-3, num_steps=2000, **data)
+        params = tuned(regression_guide, peak=1e-3, num_steps=4000, **data)
         after = judged(regression_guide, params, *reference, **data)
         print(f"k-hat {before[0]:.2f} to {after[0]:.2f}, C2ST {before[1]:.3f} to {after[1]:.3f}")
         assert before[0] > 0.7
