@@ -53,11 +53,12 @@ def observed(rng_key: Array, num_hospitals: int) -> tuple[dict[str, Array], Arra
     return {"patients": patients, "deaths": deaths}, log_odds
 
 
-def nuts(rng_key: Array, data: dict[str, Array], num_samples: int) -> MCMC:
+def nuts(rng_key: Array, data: dict[str, Array], fast: bool) -> MCMC:
     """The reference: NUTS on the non-centred model."""
+    num_samples = 50 if fast else 1000
     model = reparam(mortality, config={"log_odds": LocScaleReparam(0)})
     mcmc = MCMC(
-        NUTS(model, target_accept_prob=0.9),
+        NUTS(model, target_accept_prob=0.9, max_tree_depth=3 if fast else 10),
         num_warmup=num_samples,
         num_samples=num_samples,
         num_chains=4,
@@ -143,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     draws = jax.block_until_ready(approximator.sample(sample_key, num_samples, data))
     seconds = time.perf_counter() - start
     print(f"{num_samples} draws for {options.hospitals} hospitals: {seconds:.2f} s")
-    mcmc = nuts(nuts_key, data, num_samples=50 if options.fast else 1000)
+    mcmc = nuts(nuts_key, data, options.fast)
     print(comparison(draws, mcmc.get_samples()))
 
     globals_ = {name: draws[name] for name in ("mean", "spread")}

@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]
     adapter = npa.Adapter.for_posterior(simulator, sites=NAMES)
     approximator = npa.ContinuousApproximator(simulator, adapter=adapter)
     print(approximator)
-    epochs, num_batches = (1, 10) if options.fast else (15, 100)
+    epochs, num_batches = (1, 10) if options.fast else (35, 100)
     approximator.fit(fit_key, epochs=epochs, num_batches=num_batches, batch_size=128)
     num_draws = 500 if options.fast else 20_000
     draws = approximator.sample(sample_key, num_draws, {"returns": returns})
