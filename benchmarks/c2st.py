@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from joblib import parallel_config
+from joblib.externals.loky import get_reusable_executor
 
 from benchmarks.tasks import TASKS, reference
 from numpyro_amortized.diagnostics import c2st
@@ -23,9 +23,10 @@ def scores(task_name: str, draws: Sequence[np.ndarray], *, num_jobs: int | None)
     """
     references = (reference(TASKS[task_name], i + 1)[1] for i in range(len(draws)))
     pairs = zip(references, draws, strict=True)
-    # a process that another one has made waits at its end for idle workers, by default 300 s
-    with parallel_config("loky", idle_worker_timeout=2):
-        return [c2st(true, drawn, num_jobs=num_jobs) for true, drawn in pairs]
+    found = [c2st(true, drawn, num_jobs=num_jobs) for true, drawn in pairs]
+    # a process that another one has made waits at its end for idle workers, 300 s
+    get_reusable_executor().shutdown()
+    return found
 
 
 def judged(
