@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from numpyro_amortized.approximators.conditions import Conditions, check_num_samples
 from numpyro_amortized.approximators.density import DensityApproximator, with_density
 from numpyro_amortized.approximators.predictive import ModelPredictive
-from numpyro_amortized.pareto import smooth_weights
+from numpyro_amortized.pareto import are_even, largest_k, smooth_weights
 from numpyro_amortized.simulators.base import typed_key
 
 __all__ = ["ImportanceResult", "importance_sample", "model_and_data", "systematic_resample"]
@@ -31,7 +31,7 @@ class ImportanceResult(NamedTuple):
 
     samples: dict[str, Array]  # (num_conditions, num_samples, *shape)
     log_weights: Array  # (num_conditions, num_samples)
-    pareto_k: Array  # (num_conditions,): above min(1 - 1 / log10(num_samples), 0.7), do not trust
+    pareto_k: Array  # (num_conditions,)
     ess: Array  # (num_conditions,): effective number of draws, of the smoothed weights
     log_evidence: Array  # (num_conditions,)
     log_evidence_se: Array  # (num_conditions,): its standard error, by the delta method
@@ -40,6 +40,17 @@ class ImportanceResult(NamedTuple):
     def smoothed_log_weights(self) -> Array:
         """Pareto smoothed log weights, whose exponentials add up to one."""
         return _smoothed(self.log_weights)
+
+    @property
+    def is_reliable(self) -> Array:
+        """Whether the weights can be trusted, shape ``(num_conditions,)``.
+
+        Pareto k-hat is at most ``min(1 - 1 / log10(num_samples), 0.7)``; or the weights are so
+        nearly equal that k-hat does not matter, the effective sample size being 99 % of all and
+        none above ten times their mean.
+        """
+        is_even = are_even(jax.nn.softmax(self.log_weights))
+        return (self.pareto_k <= largest_k(self.log_weights.shape[-1])) | is_even
 
     def resample(self, rng_key: Array, n: int) -> dict[str, Array]:
         """Draws without weights, in random order; more than ``ess`` of them repeat each other.

@@ -13,14 +13,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.special import logsumexp
 
-__all__ = ["Smoothed", "smooth_weights"]
+__all__ = ["Smoothed", "are_even", "largest_k", "smooth_weights"]
 
 _MIN_TAIL = 5
 _PRIOR_K, _PRIOR_SIZE = 0.5, 10  # weakly informative prior of the shape, appendix C of [1]
 _PRIOR_SCALE = 3
+_EVEN, _LARGEST = 0.99, 10.0
 _ROUNDING = 1e-3  # of a log weight in float32: a tail that is no wider is fitted by its noise
 
 
@@ -29,6 +31,26 @@ class Smoothed(NamedTuple):
 
     log_weights: Array
     pareto_k: Array
+
+
+def largest_k(num_samples: int) -> float:
+    """The k-hat up to which so many weights can be trusted, ``min(1 - 1 / log10(S), 0.7)`` [1]."""
+    return min(1 - 1 / math.log10(max(num_samples, 2)), 0.7)
+
+
+def are_even[T: (Array, np.ndarray)](weights: T) -> T:
+    """Whether weights are so nearly equal that they can be trusted whatever k-hat is.
+
+    The k-hat of such weights is that of rounding and of the last errors of the network, whose size
+    it does not know. Here the effective sample size is 99 % of all, and no weight is above ten
+    times their mean. Bounded weights have all moments; that the bound is above the largest of S
+    weights concerns a share of 1 / S of the draws.
+
+    :param weights: not smoothed, shape ``(*batch, num_samples)``, adding up to one.
+    """
+    num_samples = weights.shape[-1]
+    is_worth_all = (weights**2).sum(-1) * num_samples * _EVEN <= 1
+    return is_worth_all & (weights.max(-1) * num_samples <= _LARGEST)
 
 
 def smooth_weights(log_weights: Array) -> Smoothed:

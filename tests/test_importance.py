@@ -60,6 +60,15 @@ def test_weights_are_the_ratio_of_densities(result, normal_mean, data):
     np.testing.assert_allclose(total, 1, rtol=1e-4)
 
 
+def test_which_weights_can_be_trusted(result):
+    trusted = result._replace(pareto_k=np.where(np.arange(50) < 25, 0.69, 0.71)).is_reliable
+    assert trusted.shape == (50,) and trusted[:25].all()
+    # where k-hat is too large, those that are worth 99 % of their number, which some are not
+    ratios = np.exp(np.asarray(result.log_weights[25:] - result.log_evidence[25:, None]))
+    is_even = (ratios**2).mean(-1) < 1 / 0.99
+    np.testing.assert_array_equal(trusted[25:], is_even & (ratios.max(-1) <= 10))
+
+
 def test_evidence_of_a_conjugate_model(result, data):
     se = np.asarray(result.log_evidence_se)
     errors = (np.asarray(result.log_evidence) - log_evidence(data)) / se

@@ -7,7 +7,7 @@ import pytest
 from arviz_stats.base import array_stats
 from scipy.special import logsumexp
 
-from numpyro_amortized.pareto import smooth_weights
+from numpyro_amortized.pareto import are_even, largest_k, smooth_weights
 
 smooth = jax.jit(smooth_weights)
 RNG = np.random.default_rng(0)
@@ -48,3 +48,18 @@ def test_one_draw_has_all_the_weight():
     log_weights[7] = 3
     smoothed, k = smooth(log_weights)
     assert k == np.inf and smoothed[7] == 0
+
+
+def test_even_weights():
+    """Even as a whole: not where a twentieth have no weight, nor where one has thirty times its."""
+    log_weights = np.stack([RNG.normal(0, 0.02, 4000)] * 3)
+    log_weights[1, :200] = -np.inf
+    log_weights[2, 0] = np.log(30)
+    weights = jax.nn.softmax(log_weights)
+    assert are_even(weights).tolist() == [True, False, False]
+    assert [bool(are_even(np.asarray(each))) for each in weights] == [True, False, False]
+
+
+def test_largest_k():
+    found = [largest_k(100), largest_k(1000), largest_k(10**6)]
+    np.testing.assert_allclose(found, [0.5, 2 / 3, 0.7])

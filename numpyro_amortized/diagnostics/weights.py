@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far amortized posteriors of many data sets are from the exact ones, by their weights."""
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from numpyro_amortized.approximators.density import DensityApproximator, with_de
 from numpyro_amortized.diagnostics.labelled import labelled
 from numpyro_amortized.diagnostics.simulated import simulations_of
 from numpyro_amortized.importance import ImportanceResult, importance_sample
+from numpyro_amortized.pareto import largest_k
 from numpyro_amortized.simulators.base import typed_key
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def importance_weights(
         "log_evidence": _joined([part.log_evidence for part in parts]),
         "log_evidence_se": _joined([part.log_evidence_se for part in parts]),
     }
-    threshold = min(1 - 1 / math.log10(num_samples), 0.7)
-    return labelled(values, ["dataset"], attrs={"threshold": threshold, "num_samples": num_samples})
+    attrs = {"threshold": largest_k(num_samples), "num_samples": num_samples}
+    return labelled(values, ["dataset"], attrs=attrs)
 
 
 def _by_batches(

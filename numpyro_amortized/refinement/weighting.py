@@ -13,13 +13,13 @@ import numpy as np
 from jax import Array, random
 
 from numpyro_amortized.initializers import host_generator
+from numpyro_amortized.pareto import are_even, largest_k
 from numpyro_amortized.refinement.proposals import DataSets, Proposals, Proposer
 
 __all__ = ["Weighted", "resampled", "weigh", "weighted_draws"]
 
 _WARY_K = 0.5  # below, the variance of the weights is finite too
 _HOPELESS_K = 1.0  # above, not even their mean is
-_EVEN, _LARGEST = 0.99, 10.0
 _REPEATED = 0.05
 _WARY_DRAWS = 8  # for each draw that is wanted
 
@@ -78,12 +78,8 @@ def weigh(
 def weighted_draws(proposals: Proposals, num_samples: int, *, is_wary: bool) -> Weighted:
     """Smooth the weights of one data set, and judge them.
 
-    They are accepted where Pareto k-hat is at most ``min(1 - 1 / log10(S), 0.7)`` [1], and where
-    they are worth as many draws as are wanted. The k-hat of weights that are nearly all equal is
-    that of rounding and of the last errors of the network, whose size it does not know: where the
-    effective sample size is 99 % of all, and no weight is above ten times their mean, they are
-    accepted whatever k-hat is. Bounded weights have all moments; that the bound is above the
-    largest of S weights concerns a share of 1 / S of the draws.
+    They are accepted where Pareto k-hat is at most ``min(1 - 1 / log10(S), 0.7)`` [1], or they are
+    even, and where they are worth as many draws as are wanted.
 
     :param proposals: of one data set.
     :param num_samples: draws that are wanted.
@@ -102,9 +98,8 @@ def weighted_draws(proposals: Proposals, num_samples: int, *, is_wary: bool) -> 
     weights /= weights.sum()
     ess = 1 / float(np.sum(weights**2))
     repeated = float(np.maximum(num_samples * weights - 1, 0).sum()) / num_samples
-    is_even = 1 / np.sum(plain**2) >= _EVEN * num_draws and plain.max() * num_draws <= _LARGEST
-    limit = _WARY_K if is_wary else min(1 - 1 / math.log10(num_draws), 0.7)
-    is_stable = bool(pareto_k <= limit or is_even)
+    limit = _WARY_K if is_wary else largest_k(num_draws)
+    is_stable = bool(pareto_k <= limit or are_even(plain))
     is_enough = ess >= num_samples and (not is_wary or num_draws >= _WARY_DRAWS * num_samples)
     is_accepted = is_stable and is_enough
     return Weighted(proposals, weights, float(pareto_k), ess, repeated, is_accepted)
