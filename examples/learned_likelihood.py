@@ -109,7 +109,7 @@ def exact(choice: Array, time: Array) -> None:
 
 def nuts(rng_key: Array, model: Callable[..., None], fast: bool, *data: Array) -> Latents:
     """Draws of four chains, shape ``(4, num_samples, *shape)``."""
-    num_samples = 30 if fast else 600
+    num_samples = 30 if fast else 500
     start = numpyro.infer.init_to_value(values=jax.tree.map(jnp.asarray, TRUTH))
     mcmc = MCMC(
         NUTS(model, init_strategy=start, max_tree_depth=3 if fast else 10),

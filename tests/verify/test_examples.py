@@ -64,7 +64,7 @@ def test_final_sizes_are_those_of_the_simulator():
 
 
 def test_learned_likelihood(arguments):
-    """2,400 draws of NUTS for each: Monte Carlo errors of means are near 0.04 sd."""
+    """2,000 draws of NUTS for each: Monte Carlo errors of means are near 0.05 sd."""
     result = learned_likelihood.main(arguments)
     for name, (mean, sd) in errors(result["learned"], result["exact"]).items():
         assert mean < 0.25 and sd < 0.2, name
