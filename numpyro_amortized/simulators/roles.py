@@ -164,7 +164,7 @@ def _check_names(
     if not (given if observed is None else observed):
         raise ValueError(
             f"The model has no observed site among {list(static)}. Pass the data as for MCMC, or "
-            "name the observed sites with observed=."
+            "name the observed sites: ModelSimulator(model, observed=['y'])."
         )
 
 
