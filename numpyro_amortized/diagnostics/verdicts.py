@@ -180,11 +180,12 @@ def weights_check(weights: "xarray.Dataset", *, of: str) -> Check:
     :param of: whose data sets they are, such as "simulations".
     """
     k, threshold = weights["pareto_k"].values, weights.attrs["threshold"]
-    outside = np.flatnonzero(~(k <= threshold))
+    outside = np.flatnonzero(~weights["is_reliable"].values)
     verdict = (
-        f"Pareto k-hat is at most {threshold:.2f} for {len(k) - len(outside)} of {len(k)} {of}, "
-        f"where importance weights correct what is left of errors; median k-hat "
-        f"{np.median(k):.2f}; median efficiency {float(weights['efficiency'].median()):.0%} of "
+        f"Importance weights correct what is left of errors for {len(k) - len(outside)} of "
+        f"{len(k)} {of}, where Pareto k-hat is at most {threshold:.2f} or weights are nearly "
+        f"equal; median k-hat {np.median(k):.2f}; median efficiency "
+        f"{float(weights['efficiency'].median()):.0%} of "
         f"{int(weights.attrs['num_samples'])} draws."
     )
     if len(outside):

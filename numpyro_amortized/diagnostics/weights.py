@@ -37,6 +37,8 @@ def importance_weights(
     The weights compare the amortized posterior with the model's own density. Where k-hat is at most
     the threshold, they correct what is left of its errors; where it is above, the posterior is far
     from the exact one, or has tails that are too light: :func:`npa.refine` is for these data sets.
+    K-hat does not matter where the weights are nearly equal, see
+    :attr:`npa.ImportanceResult.is_reliable`.
 
     :param rng_key: a key.
     :param approximator: a trained approximator with a density, of a NumPyro model.
@@ -45,10 +47,10 @@ def importance_weights(
     :param num_samples: draws for each of them.
     :param simulations: held-out simulations to use instead of new ones.
     :param batch_size: simulated data sets at a time, which bounds memory; by default all.
-    :return: with the dimension ``dataset``: ``pareto_k``; ``efficiency``, the effective number of
-        draws divided by their number, of the smoothed weights; and the ``log_evidence`` with its
-        standard error ``log_evidence_se``. As attributes the ``threshold`` of k-hat,
-        ``min(1 - 1 / log10(num_samples), 0.7)``, and ``num_samples``.
+    :return: with the dimension ``dataset``: ``pareto_k``; ``is_reliable``; ``efficiency``, the
+        effective number of draws divided by their number, of the smoothed weights; and the
+        ``log_evidence`` with its standard error ``log_evidence_se``. As attributes the
+        ``threshold`` of k-hat, ``min(1 - 1 / log10(num_samples), 0.7)``, and ``num_samples``.
     :raises TypeError: where the approximator has no density, or its source is no model.
     :raises ValueError: where the model's joint density is not known, as by
         :func:`npa.importance_sample`, or ``num_samples`` is at most ten.
@@ -67,6 +69,7 @@ def importance_weights(
         parts = _by_batches(key, approximator, observed, num_samples, batch_size)
     values = {
         "pareto_k": _joined([part.pareto_k for part in parts]),
+        "is_reliable": _joined([part.is_reliable for part in parts]),
         "efficiency": _joined([part.ess for part in parts]) / num_samples,
         "log_evidence": _joined([part.log_evidence for part in parts]),
         "log_evidence_se": _joined([part.log_evidence_se for part in parts]),

@@ -22,6 +22,7 @@ def test_a_good_posterior_has_weights_to_be_trusted(normal_mean):
     weights = importance_weights(random.key(0), normal_mean, {"y": y}, num_samples=1000)
     assert weights["pareto_k"].dims == ("dataset",) and weights.sizes["dataset"] == 40
     np.testing.assert_allclose(weights.attrs["threshold"], 1 - 1 / 3)
+    assert weights["is_reliable"][weights["pareto_k"] <= 2 / 3].all()
     assert (weights["efficiency"] > 0.5).mean() > 0.9 and weights["efficiency"].max() <= 1
     # errors of the evidence are nearly normal: all 40 of them are within five standard errors
     error = np.abs(weights["log_evidence"] - log_evidence(y))
@@ -56,7 +57,10 @@ def test_check(normal_mean, tmp_path):
         "Importance weights of simulations",
         "Importance weights of your data sets",
     }
-    assert "of 50 simulations" in found["Importance weights of simulations"].verdict
+    assert (
+        "of 50 simulations, where Pareto k-hat is at most 0.57"
+        in found["Importance weights of simulations"].verdict
+    )
     assert all(check.passed is None for check in found.values())
 
 
