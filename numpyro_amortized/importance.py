@@ -47,9 +47,9 @@ class ImportanceResult(NamedTuple):
 
         Pareto k-hat is at most ``min(1 - 1 / log10(num_samples), 0.7)``; or the weights are so
         nearly equal that k-hat does not matter, the effective sample size being 99 % of all and
-        none above ten times their mean.
+        none above ten times their mean. Of too few draws nothing can be said.
         """
-        is_even = are_even(jax.nn.softmax(self.log_weights))
+        is_even = are_even(jax.nn.softmax(self.log_weights)) & (self.pareto_k < jnp.inf)
         return (self.pareto_k <= largest_k(self.log_weights.shape[-1])) | is_even
 
     def resample(self, rng_key: Array, n: int) -> dict[str, Array]:

@@ -67,6 +67,8 @@ def test_which_weights_can_be_trusted(result):
     ratios = np.exp(np.asarray(result.log_weights[25:] - result.log_evidence[25:, None]))
     is_even = (ratios**2).mean(-1) < 1 / 0.99
     np.testing.assert_array_equal(trusted[25:], is_even & (ratios.max(-1) <= 10))
+    one_draw = result._replace(log_weights=result.log_weights[:, :1], pareto_k=np.full(50, np.inf))
+    assert not one_draw.is_reliable.any()
 
 
 def test_evidence_of_a_conjugate_model(result, data):
